@@ -1,0 +1,1 @@
+"""Paged FlashAttention-2 and the fused kernels of leoserve."""
