@@ -1,0 +1,344 @@
+"""Continuous batching: which tokens of which sequences the next step computes.
+
+Every step has a token budget. Running sequences come first (one token each, or their next chunk of prefill), then
+waiting ones in priority-then-arrival order while slots, blocks and budget last. There are no prefill and decode phases:
+a sequence just has tokens that are not yet computed (chunked prefill after Agrawal et al., 2024, arXiv:2403.02310).
+Out of blocks, the youngest sequence of the lowest priority gives its blocks back and is computed again later.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+
+from leoserve.engine.admission import Admission
+from leoserve.engine.cache import BlockPool
+from leoserve.engine.request import EngineStats, FinishReason, Request, TokenLogprobs, TokenOutput
+from leoserve.engine.sequence import NO_SLOT, Sequence, Status
+from leoserve.engine.step import Admitted, Row, RowResult, Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """Bounds of one step and of one sequence. `max_tokens_per_step` is at least `max_sequences`."""
+
+    max_sequences: int
+    max_tokens_per_step: int
+    max_model_len: int
+    block_size: int
+    prefix_caching: bool = True
+
+
+class Scheduler:
+    """Plans steps and takes in their results. Single-threaded; only `admission` may be used from another thread."""
+
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        pool: BlockPool,
+        admission: Admission,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if limits.max_tokens_per_step < limits.max_sequences:
+            raise ValueError("every running sequence needs a token of the budget")
+        self.limits = limits
+        self.pool = pool
+        self.admission = admission
+        self.stats = EngineStats(blocks_total=pool.num_blocks)
+        self._clock = clock
+        self._serial = count()
+        self._free_slots = list(range(limits.max_sequences))  # a heap: low slots first keep batches dense
+        self.waiting: list[Sequence] = []  # both in `Sequence.order`
+        self.running: list[Sequence] = []
+        self._choices: dict[str, list[Sequence]] = {}
+        self._planned: list[Sequence] = []  # row i of the step in flight belongs to sequence i
+
+    def add(self, request: Request) -> None:
+        """Queue all choices of an admitted request."""
+        if request.request_id in self._choices:
+            raise ValueError(f"request id {request.request_id!r} is in use")
+        sequences = [
+            Sequence(request, index, next(self._serial), list(request.prompt)) for index in range(request.params.n)
+        ]
+        self._choices[request.request_id] = sequences
+        for sequence in sequences:
+            insort(self.waiting, sequence, key=_order)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End a request, or one choice of it, in whatever state. Call between steps. Unknown ids are ignored."""
+        for sequence in list(self._choices.get(request_id, ())):
+            if index is None or sequence.index == index:
+                self._end(sequence)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def plan(self) -> Step | None:
+        """The next step, or None when there is nothing to compute. Its result must come back through `complete`."""
+        step = Step()
+        planned: list[tuple[Row, Sequence]] = []
+        preemptions = self.stats.preemptions
+        decoding = sum(sequence.num_uncomputed == 1 for sequence in self.running)
+        prefill_budget = self.limits.max_tokens_per_step - decoding  # a long prompt never starves those who generate
+        position = 0
+        while position < len(self.running):
+            sequence = self.running[position]
+            decodes = sequence.num_uncomputed == 1
+            tokens = 1 if decodes else min(sequence.num_uncomputed, prefill_budget)
+            if tokens and self._reserve(sequence, sequence.num_computed + tokens):
+                planned.append((self._row(sequence, tokens), sequence))
+                prefill_budget -= 0 if decodes else tokens
+            position += 1  # after a preemption of `sequence` itself nothing is behind it
+        if self.stats.preemptions == preemptions:  # else what was just preempted would come and go
+            self._admit_waiting(step, planned, prefill_budget)
+        planned.sort(key=lambda pair: len(pair[0].tokens) > 1)
+        step.rows = [row for row, _ in planned]
+        self._planned = [sequence for _, sequence in planned]
+        return step if planned else None
+
+    def complete(self, step: Step, results: list[RowResult], seconds: float = 0.0) -> list[TokenOutput]:
+        """Take in a step's results; returns what the clients get. Sequences aborted meanwhile get nothing."""
+        outputs = []
+        for row, result, sequence in zip(step.rows, results, self._planned, strict=True):
+            if sequence.status is Status.RUNNING:
+                output = self._advance(sequence, row, result)
+                if output is not None:
+                    outputs.append(output)
+        self._planned = []
+        self.stats.steps += 1
+        self.stats.step_tokens, self.stats.step_seconds = step.num_tokens, seconds
+        return outputs
+
+    def snapshot(self) -> EngineStats:
+        """The counts as they are now."""
+        self.stats.running, self.stats.waiting = len(self.running), len(self.waiting)
+        self.stats.blocks_used = self.pool.num_blocks - self.pool.num_free
+        return self.stats
+
+    def check(self) -> None:
+        """Raise RuntimeError unless blocks, slots and counts agree. For tests and idle moments."""
+        self.pool.check(sequence.blocks for sequence in self.running)
+        if any(sequence.blocks or sequence.slot != NO_SLOT for sequence in self.waiting):
+            raise RuntimeError("a waiting sequence holds blocks or a slot")
+        slots = sorted(self._free_slots + [sequence.slot for sequence in self.running])
+        if slots != list(range(self.limits.max_sequences)):
+            raise RuntimeError("a slot is lost or held twice")
+        known = sum(len(sequences) for sequences in self._choices.values())
+        if known != len(self.waiting) + len(self.running):
+            raise RuntimeError("a sequence is in no queue, or in two")
+
+    def _reserve(self, sequence: Sequence, length: int) -> bool:
+        """Blocks for `length` positions of a running sequence, taken from younger ones if need be.
+
+        False when the sequence itself was the youngest and had to go.
+        """
+        missing = self._blocks_for(length) - len(sequence.blocks)
+        while missing > self.pool.num_free:
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        if missing > 0:
+            sequence.blocks += self.pool.allocate(missing)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the queue. Its full blocks stay findable; tokens already sent stay as they are."""
+        self._leave_running(sequence)
+        sequence.status = Status.WAITING
+        sequence.num_computed = sequence.num_indexed = 0
+        sequence.prompt_logprobs.clear()
+        insort(self.waiting, sequence, key=_order)
+        self.stats.preemptions += 1
+
+    def _admit_waiting(self, step: Step, planned: list[tuple[Row, Sequence]], budget: int) -> None:
+        """Start waiting sequences, the first in order first; none overtakes one that only lacks blocks."""
+        preferred = list(self.waiting)
+        for sequence in preferred:
+            if budget <= 0 or not self._free_slots:
+                return
+            donor = self._donor(sequence)
+            if donor is not None and donor.num_computed < donor.num_prompt:
+                continue  # its sibling is still computing the prompt that both share
+            if not self._start(sequence, donor, step):
+                return
+            tokens = min(sequence.num_uncomputed, budget)
+            budget -= tokens
+            planned.append((self._row(sequence, tokens, admitted=True), sequence))
+
+    def _donor(self, sequence: Sequence) -> Sequence | None:
+        """A running choice of the same request, whose prompt blocks can be shared."""
+        if sequence.request.params.n == 1:
+            return None
+        siblings = self._choices[sequence.request.request_id]
+        return next((other for other in siblings if other.status is Status.RUNNING), None)
+
+    def _start(self, sequence: Sequence, donor: Sequence | None, step: Step) -> bool:
+        """Give a waiting sequence a slot and blocks for all its tokens, or change nothing and return False.
+
+        Blocks for everything that is known, and one for each running sequence to grow into: what is started should
+        not have to be preempted at once.
+        """
+        size = self.limits.block_size
+        shared, source = self._shared_blocks(sequence, donor)
+        needed = self._blocks_for(len(sequence.tokens)) - len(shared)
+        from_free = sum(self.pool.references(block) == 0 for block in shared)
+        if needed + from_free + len(self.running) > self.pool.num_free:
+            return False
+        for block in shared:
+            self.pool.share(block)
+        sequence.blocks = shared + self.pool.allocate(needed)
+        sequence.num_computed = len(shared) * size
+        if source is not None:  # the donor goes on writing into its last block: the choice gets a copy of its own
+            step.copies.append((source, sequence.blocks[len(shared)]))
+            sequence.num_computed = sequence.num_prompt - 1
+        self._enter_running(sequence)
+        return True
+
+    def _shared_blocks(self, sequence: Sequence, donor: Sequence | None) -> tuple[list[int], int | None]:
+        """Full blocks that need no computing, and the donor's partial block to copy, if any.
+
+        At least one token is always left to compute: its logits are what is sampled.
+        """
+        size = self.limits.block_size
+        if donor is not None and sequence.num_generated == 0:
+            full, rest = divmod(sequence.num_prompt - 1, size)
+            return donor.blocks[:full], donor.blocks[full] if rest else None
+        if not self.limits.prefix_caching or sequence.request.params.prompt_logprobs is not None:
+            return [], None
+        full = (len(sequence.tokens) - 1) // size
+        return self.pool.find(sequence.hashes(size, full)), None
+
+    def _enter_running(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_order)
+        sequence.status = Status.RUNNING
+        sequence.slot = heapq.heappop(self._free_slots)
+        sequence.num_uploaded = 0
+        sequence.num_indexed = sequence.num_computed // self.limits.block_size
+        self.stats.prefix_queries += len(sequence.tokens)
+        self.stats.prefix_hits += sequence.num_computed
+        if sequence.scheduled_at is None:
+            sequence.scheduled_at = self._clock()
+            sequence.num_cached = sequence.num_computed
+            self.stats.cached_tokens += sequence.num_computed
+            self.admission.started(sequence.request, sequence.index)
+
+    def _row(self, sequence: Sequence, tokens: int, *, admitted: bool = False) -> Row:
+        start, end = sequence.num_computed, sequence.num_computed + tokens
+        params = sequence.request.params
+        row = Row(
+            slot=sequence.slot,
+            start=start,
+            tokens=sequence.tokens[start:end],
+            new_blocks=sequence.blocks[sequence.num_uploaded :],
+            samples=end == len(sequence.tokens) and params.max_tokens > 0,
+        )
+        sequence.num_uploaded = len(sequence.blocks)
+        if admitted:
+            row.admitted = Admitted(sequence.request, sequence.index, sequence.tokens[sequence.num_prompt :])
+        if params.prompt_logprobs is not None and sequence.index == 0 and sequence.num_generated == 0:
+            row.targets = sequence.request.prompt[start + 1 : end + 1]
+        return row
+
+    def _advance(self, sequence: Sequence, row: Row, result: RowResult) -> TokenOutput | None:
+        """The row's tokens are computed, and its sampled token is the sequence's next."""
+        before = sequence.num_computed
+        sequence.num_computed += len(row.tokens)
+        self.stats.prompt_tokens += max(0, min(sequence.num_computed, sequence.num_prompt) - before)
+        if result.error is not None:
+            self._end(sequence)
+            return self._output(sequence, row, [], None, "error", error=result.error)
+        if self.limits.prefix_caching:
+            self._index_full_blocks(sequence)
+        if result.prompt_logprobs is not None:
+            sequence.prompt_logprobs += result.prompt_logprobs
+        if not row.samples:
+            if sequence.num_uncomputed or sequence.request.params.max_tokens:
+                return None
+            self._end(sequence)  # a prompt that was only to be scored
+            return self._output(sequence, row, [], None, "length")
+        if result.token is None:
+            raise ValueError("a row that samples came back without a token")
+        sequence.tokens.append(result.token)
+        self.stats.generation_tokens += 1
+        reason = self._finish_reason(sequence, result.token)
+        if reason is not None:
+            self._end(sequence)
+        return self._output(sequence, row, [result.token], result.logprobs, reason)
+
+    def _output(
+        self,
+        sequence: Sequence,
+        row: Row,
+        tokens: list[int],
+        logprobs: TokenLogprobs | None,
+        reason: FinishReason | None,
+        *,
+        error: str | None = None,
+    ) -> TokenOutput:
+        prompt_logprobs: list[TokenLogprobs | None] | None = None
+        if row.targets is not None and not error:
+            prompt_logprobs = [None, *sequence.prompt_logprobs]  # nothing precedes the first token
+        return TokenOutput(
+            sequence.request.request_id,
+            sequence.index,
+            tokens,
+            logprobs=None if logprobs is None else [logprobs],
+            finish_reason=reason,
+            stop_token=tokens[-1] if reason == "stop" else None,
+            num_cached_tokens=min(sequence.num_cached, sequence.num_prompt),
+            scheduled_at=sequence.scheduled_at or 0.0,
+            error=error,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
+        params = sequence.request.params
+        if token in params.stop_token_ids and sequence.num_generated > params.min_tokens:
+            return "stop"
+        if sequence.num_generated >= params.max_tokens or len(sequence.tokens) >= self.limits.max_model_len:
+            return "length"
+        return None
+
+    def _index_full_blocks(self, sequence: Sequence) -> None:
+        full = sequence.num_computed // self.limits.block_size
+        if full > sequence.num_indexed:
+            hashes = sequence.hashes(self.limits.block_size, full)
+            for position in range(sequence.num_indexed, full):
+                self.pool.index(sequence.blocks[position], hashes[position])
+            sequence.num_indexed = full
+
+    def _end(self, sequence: Sequence) -> None:
+        """Take a sequence out of every list and free what it holds."""
+        if sequence.status is Status.RUNNING:
+            self._leave_running(sequence)
+        else:
+            self.waiting.remove(sequence)
+        if sequence.scheduled_at is None:
+            self.admission.started(sequence.request, sequence.index)
+        sequence.status = Status.FINISHED
+        siblings = self._choices[sequence.request.request_id]
+        siblings.remove(sequence)
+        if not siblings:
+            del self._choices[sequence.request.request_id]
+
+    def _leave_running(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.pool.release(reversed(sequence.blocks))
+        sequence.blocks = []
+        heapq.heappush(self._free_slots, sequence.slot)
+        sequence.slot = NO_SLOT
+
+    def _blocks_for(self, length: int) -> int:
+        return -(-length // self.limits.block_size)
+
+
+def _order(sequence: Sequence) -> tuple[int, float, int]:
+    return sequence.order

@@ -1,0 +1,68 @@
+"""The engine's state of one choice of a request."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from leoserve.engine.cache import BlockHash, hash_block, hash_salt
+from leoserve.engine.request import Request, TokenLogprobs
+
+NO_SLOT = -1
+
+
+class Status(enum.Enum):
+    """Where a sequence is. A preempted one is waiting again."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One choice: its tokens, how many of them have keys and values in the cache, and where.
+
+    `tokens` are the prompt's and then the generated ones. Positions below `num_computed` have their keys and values in
+    `blocks`. `slot` is the row of the runner's persistent state, held while running.
+    """
+
+    request: Request
+    index: int
+    serial: int  # breaks ties of arrival
+    tokens: list[int]
+    status: Status = Status.WAITING
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    slot: int = NO_SLOT
+    num_uploaded: int = 0  # leading blocks that the runner knows of
+    num_indexed: int = 0  # leading full blocks that were offered to the prefix index
+    num_cached: int = 0  # prompt tokens that needed no computing when the sequence first ran
+    scheduled_at: float | None = None  # when it first got a place in a step
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # collected until the prompt is computed
+    _hashes: list[BlockHash] = field(default_factory=list)
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def order(self) -> tuple[int, float, int]:
+        """Lower runs earlier and is preempted later."""
+        return (self.request.priority, self.request.arrival, self.serial)
+
+    def hashes(self, block_size: int, count: int) -> list[BlockHash]:
+        """The chained hashes of the first `count` blocks, all of them full."""
+        while len(self._hashes) < count:
+            start = len(self._hashes) * block_size
+            parent = self._hashes[-1] if self._hashes else hash_salt(self.request.salt)
+            self._hashes.append(hash_block(parent, self.tokens[start : start + block_size]))
+        return self._hashes[:count]
