@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from leoserve.engine.step import RowResult, Step
+from leoserve.model.step import RowResult, Step
 
 Cell = bytes
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
@@ -26,4 +28,5 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     token_ranges: list[tuple[int, int]] = []  # [start, stop) ids of the tokenizer; rows outside are never sampled
     progress: bool = True
     log_level: str = "info"
+    log_format: Literal["text", "json"] = "text"
     seed: int = 0

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from leoserve.engine.request import Abort, Refused, Request, StepOutputs, ToEngine
 from leoserve.engine.scheduler import Scheduler
-from leoserve.engine.step import RowResult, Step
+from leoserve.model.step import RowResult, Step
 
 log = logging.getLogger("leoserve.engine")
 

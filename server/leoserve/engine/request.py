@@ -10,33 +10,25 @@ from typing import Literal
 
 import msgspec
 
+from leoserve.model.step import SamplingParams, TokenLogprobs
+
+__all__ = [
+    "Abort",
+    "EngineStats",
+    "Failed",
+    "FinishReason",
+    "FromEngine",
+    "Ready",
+    "Refused",
+    "Request",
+    "SamplingParams",
+    "StepOutputs",
+    "ToEngine",
+    "TokenLogprobs",
+    "TokenOutput",
+]
+
 FinishReason = Literal["stop", "length", "abort", "error"]
-
-
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How one request's tokens are chosen. Everything is validated before it gets here.
-
-    `seed` is always set: the API process draws one where the client gave none. Choice `i` of a request draws its noise
-    from (seed, i, position).
-    """
-
-    max_tokens: int
-    seed: int = 0  # 0 .. 2**64 - 1
-    n: int = 1
-    temperature: float = 1.0  # 0 is greedy
-    top_p: float = 1.0  # 0 keeps only the most likely token
-    top_k: int = 0  # 0 keeps all
-    min_p: float = 0.0
-    presence_penalty: float = 0.0  # over generated tokens
-    frequency_penalty: float = 0.0  # over generated tokens
-    repetition_penalty: float = 1.0  # over prompt and generated tokens
-    logit_bias: dict[int, float] = {}
-    allowed_token_ids: tuple[int, ...] | None = None
-    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that must not be completed
-    min_tokens: int = 0  # until then no token of `stop_token_ids` is sampled
-    stop_token_ids: tuple[int, ...] = ()  # ends of turn and of text are among them unless the client ignores them
-    logprobs: int | None = None  # None: none; k: the chosen token's and the k most likely ones'
-    prompt_logprobs: int | None = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
@@ -55,15 +47,6 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
 
     request_id: str
     index: int | None = None
-
-
-class TokenLogprobs(msgspec.Struct, array_like=True, gc=False):
-    """Log-probabilities at one position, of the distribution before temperature and truncation (OpenAI's meaning)."""
-
-    logprob: float  # of the token that was chosen
-    rank: int  # 1 is the most likely
-    top_ids: list[int]
-    top_logprobs: list[float]
 
 
 class TokenOutput(msgspec.Struct, array_like=True, gc=False):

@@ -19,7 +19,7 @@ from leoserve.engine.admission import Admission
 from leoserve.engine.cache import BlockPool
 from leoserve.engine.request import EngineStats, FinishReason, Request, TokenLogprobs, TokenOutput
 from leoserve.engine.sequence import NO_SLOT, Sequence, Status
-from leoserve.engine.step import Admitted, Row, RowResult, Step
+from leoserve.model.step import Admitted, Row, RowResult, Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +242,9 @@ class Scheduler:
         )
         sequence.num_uploaded = len(sequence.blocks)
         if admitted:
-            row.admitted = Admitted(sequence.request, sequence.index, sequence.tokens[sequence.num_prompt :])
+            row.admitted = Admitted(
+                params, sequence.index, sequence.request.prompt, sequence.tokens[sequence.num_prompt :]
+            )
         if params.prompt_logprobs is not None and sequence.index == 0 and sequence.num_generated == 0:
             row.targets = sequence.request.prompt[start + 1 : end + 1]
         return row

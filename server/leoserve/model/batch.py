@@ -1,0 +1,71 @@
+"""From a step's rows to the tensors of one forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from leokernels import AttentionMetadata
+
+from leoserve.model.step import Row, Step
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+
+class BlockTables:
+    """The block table of every slot, kept between steps: a step brings only the blocks that are new."""
+
+    def __init__(self, *, slots: int, blocks_per_sequence: int, block_size: int) -> None:
+        self.block_size = block_size
+        self._tables: Int32 = np.zeros((slots, blocks_per_sequence), dtype=np.int32)
+        self._lengths = [0] * slots
+
+    def update(self, row: Row) -> None:
+        """Append a row's new blocks to its slot's table; a newly admitted sequence starts an empty one."""
+        begin = 0 if row.admitted is not None else self._lengths[row.slot]
+        end = begin + len(row.new_blocks)
+        self._tables[row.slot, begin:end] = row.new_blocks
+        self._lengths[row.slot] = end
+
+    def of(self, slots: list[int], longest: int) -> Int32:
+        """[len(slots), blocks for `longest` positions]: the tables of these slots."""
+        return self._tables[slots, : -(-longest // self.block_size)]
+
+
+@dataclass(slots=True)
+class Batch:
+    """The inputs of one forward pass over T tokens of R rows."""
+
+    tokens: torch.Tensor  # [T] int64
+    positions: torch.Tensor  # [T] int64
+    metadata: AttentionMetadata
+
+
+def build_batch(step: Step, tables: BlockTables, device: torch.device) -> Batch:
+    """Concatenate the rows, decode rows first, and say where each token's keys and values go."""
+    rows = step.rows
+    counts = np.fromiter((len(row.tokens) for row in rows), dtype=np.int64, count=len(rows))
+    starts = np.fromiter((row.start for row in rows), dtype=np.int64, count=len(rows))
+    query_start: Int64 = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(counts, out=query_start[1:])
+    total = int(query_start[-1])
+    row_of_token = np.repeat(np.arange(len(rows)), counts)
+    positions: Int64 = np.arange(total) - query_start[row_of_token] + starts[row_of_token]
+    tokens = np.fromiter((token for row in rows for token in row.tokens), dtype=np.int64, count=total)
+    contexts = starts + counts
+    table = tables.of([row.slot for row in rows], int(contexts.max()))
+    block, offset = np.divmod(positions, tables.block_size)
+    slot_mapping = table[row_of_token, block].astype(np.int64) * tables.block_size + offset
+    metadata = AttentionMetadata(
+        num_decode=int((counts == 1).sum()),
+        query_start=torch.from_numpy(query_start.astype(np.int32)).to(device),
+        context_len=torch.from_numpy(contexts.astype(np.int32)).to(device),
+        block_table=torch.from_numpy(table).to(device),
+        slot_mapping=torch.from_numpy(slot_mapping).to(device),
+        query_lens=counts.tolist(),
+        context_lens=contexts.tolist(),
+    )
+    return Batch(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), metadata)

@@ -1,0 +1,103 @@
+"""Runs the scheduler's steps: one forward pass, then one sampling pass over the rows that want a token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from leoserve.model.step import Row, RowResult, Step, TokenLogprobs
+from leoserve.model.batch import Batch, BlockTables, build_batch
+from leoserve.model.llama import Llama
+from leoserve.model.sampler import Sampler
+
+LOGITS_PER_PASS = 64  # rows of logits that a scored prompt holds at a time
+
+
+class Runner:
+    """A network, its paged cache and its sampler. Holds the persistent state of every slot.
+
+    `key_value`: per layer, keys and values, each [num_blocks, block_size, kv_heads, head_dim].
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        sampler: Sampler,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        max_model_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.model = model
+        self.sampler = sampler
+        self.device = device
+        blocks_per_sequence = -(-max_model_len // block_size)
+        self.tables = BlockTables(
+            slots=max_num_seqs, blocks_per_sequence=blocks_per_sequence, block_size=block_size
+        )
+        config = model.config
+        shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
+        # zeros, not empty: the pages are touched only when used, and a stale NaN could not be told from a real one
+        self.key_value = [
+            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            for _ in range(config.num_layers)
+        ]
+
+    @torch.inference_mode()
+    def run(self, step: Step) -> list[RowResult]:
+        """Compute a step. Row by row what it brought, in the order of `step.rows`."""
+        self._prepare_slots(step)
+        batch = build_batch(step, self.tables, self.device)
+        hidden = self.model.forward(batch.tokens, batch.positions, self.key_value, batch.metadata)
+        results = [RowResult() for _ in step.rows]
+        self._score_prompts(step, batch, hidden, results)
+        self._sample(step, batch, hidden, results)
+        return results
+
+    def _prepare_slots(self, step: Step) -> None:
+        if step.copies:
+            sources = torch.tensor([source for source, _ in step.copies], device=self.device)
+            targets = torch.tensor([target for _, target in step.copies], device=self.device)
+            for keys, values in self.key_value:
+                keys[targets] = keys[sources]
+                values[targets] = values[sources]
+        for row in step.rows:
+            if row.new_blocks or row.admitted is not None:
+                self.tables.update(row)
+            if row.admitted is not None:
+                new = row.admitted
+                self.sampler.set_slot(row.slot, new.params, new.index, new.prompt, new.generated)
+
+    def _sample(self, step: Step, batch: Batch, hidden: torch.Tensor, results: list[RowResult]) -> None:
+        """The next token of every row that wants one, from the logits of its last token."""
+        wanted = [number for number, row in enumerate(step.rows) if row.samples]
+        if not wanted:
+            return
+        last = batch.metadata.query_start[1:].long() - 1
+        logits = self.model.logits(hidden[last[wanted]])
+        rows = [step.rows[number] for number in wanted]
+        sampled = self.sampler.sample(
+            logits, [row.slot for row in rows], [row.start + len(row.tokens) for row in rows]
+        )
+        for place, number in enumerate(wanted):
+            results[number].token = sampled.token_ids[place]
+            results[number].logprobs = sampled.logprobs[place]
+
+    def _score_prompts(self, step: Step, batch: Batch, hidden: torch.Tensor, results: list[RowResult]) -> None:
+        """Log-probabilities of prompt tokens, for the rows that want them."""
+        starts = batch.metadata.query_start.tolist()
+        for number, row in enumerate(step.rows):
+            if row.targets is not None:
+                results[number].prompt_logprobs = self._score(row, hidden[starts[number] :], row.targets)
+
+    def _score(self, row: Row, hidden: torch.Tensor, targets: Sequence[int]) -> list[TokenLogprobs]:
+        scored: list[TokenLogprobs] = []
+        for begin in range(0, len(targets), LOGITS_PER_PASS):
+            part = targets[begin : begin + LOGITS_PER_PASS]
+            logits = self.model.logits(hidden[begin : begin + len(part)])
+            scored += self.sampler.score(logits, row.slot, part)
+        return scored

@@ -1,0 +1,91 @@
+"""What the scheduler hands the runner, and what comes back. Plain records; torch is not imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one request's tokens are chosen. Everything is validated before it gets here.
+
+    `seed` is always set: the API process draws one where the client gave none. Choice `i` of a request draws its noise
+    from (seed, i, position).
+    """
+
+    max_tokens: int
+    seed: int = 0  # 0 .. 2**64 - 1
+    n: int = 1
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0  # 0 keeps only the most likely token
+    top_k: int = 0  # 0 keeps all
+    min_p: float = 0.0
+    presence_penalty: float = 0.0  # over generated tokens
+    frequency_penalty: float = 0.0  # over generated tokens
+    repetition_penalty: float = 1.0  # over prompt and generated tokens
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that must not be completed
+    min_tokens: int = 0  # until then no token of `stop_token_ids` is sampled
+    stop_token_ids: tuple[int, ...] = ()  # ends of turn and of text are among them unless the client ignores them
+    logprobs: int | None = None  # None: none; k: the chosen token's and the k most likely ones'
+    prompt_logprobs: int | None = None
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True, gc=False):
+    """Log-probabilities at one position, of the distribution before temperature and truncation (OpenAI's meaning)."""
+
+    logprob: float  # of the token that was chosen
+    rank: int  # 1 is the most likely
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+@dataclass(slots=True)
+class Admitted:
+    """A sequence that has just got its slot: what the runner needs to know of it once."""
+
+    params: SamplingParams
+    index: int
+    prompt: list[int]
+    generated: list[int]  # non-empty after a preemption
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence's part of a step: tokens to compute and where their keys and values go.
+
+    The keys and values of token `i` of `tokens` belong to position `start + i`, in block
+    `table[(start + i) // block_size]`, where `table` is the slot's block table after `new_blocks` were put into it.
+    """
+
+    slot: int
+    start: int
+    tokens: list[int]
+    new_blocks: list[int]  # appended to the slot's table; the whole table when `admitted` is set
+    samples: bool  # the last token's logits are sampled
+    admitted: Admitted | None = None
+    targets: list[int] | None = None  # prompt tokens whose log-probabilities are wanted: those after each of `tokens`
+
+
+@dataclass(slots=True)
+class Step:
+    """One forward pass. Rows of one token come first. `copies` (source, target) blocks are copied before anything."""
+
+    rows: list[Row] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(row.tokens) for row in self.rows)
+
+
+@dataclass(slots=True)
+class RowResult:
+    """What one row brought. `error` fails its sequence, and no other."""
+
+    token: int | None = None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    error: str | None = None
