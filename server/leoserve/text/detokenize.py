@@ -1,0 +1,74 @@
+"""Text from tokens as they come, never half a character.
+
+A token's bytes do not depend on its neighbours (but for the space that a SentencePiece text begins with), so nothing is
+ever decoded twice: the bytes go through an incremental UTF-8 decoder.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leoserve.text.tokenizer import Tokenizer
+
+
+class Detokenizer:
+    """The text of one choice.
+
+    Without a prompt the tokens are a text of their own, as `Tokenizer.decode` gives it: a SentencePiece tokenizer's
+    leading space is dropped. After `prompt_ids` the text continues the prompt: its first space stays, and a character
+    whose bytes begin in the prompt is completed.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()
+    ) -> None:
+        vocabulary = tokenizer.vocabulary
+        self._pieces = vocabulary.shown if skip_special_tokens else vocabulary.pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors=vocabulary.invalid_bytes)
+        self._vocabulary = vocabulary
+        self._started = False  # whether the text's leading spaces are behind us
+        self._to_strip = vocabulary.leading_spaces
+        for token in prompt_ids:
+            if self._started:
+                break
+            self._strip(self._piece(token))
+        self._decoder.decode(_unfinished(b"".join(self._piece(token) for token in prompt_ids[-8:])))
+
+    def push(self, token: int) -> str:
+        """The text that is certain now that `token` has come: '' while a character's bytes are incomplete."""
+        piece = self._piece(token)
+        if not self._started:
+            piece = self._strip(piece)
+        return self._decoder.decode(piece)
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for the bytes of an incomplete character."""
+        return self._decoder.decode(b"", True)
+
+    def _piece(self, token: int) -> bytes:
+        return self._pieces[token] if 0 <= token < len(self._pieces) else b""
+
+    def _strip(self, piece: bytes) -> bytes:
+        """Drop the spaces that the tokenizer put before the text."""
+        if not piece:
+            return piece
+        while self._to_strip and piece.startswith(b" "):
+            piece = piece[1:]
+            self._to_strip -= 1
+        self._started = bool(piece) or not self._to_strip
+        return piece
+
+
+def _unfinished(data: bytes) -> bytes:
+    """The bytes of an incomplete UTF-8 character at the end of `data`."""
+    for length in range(1, min(4, len(data) + 1)):
+        lead = data[-length]
+        if lead >= 0xC0:
+            wanted = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+            return data[-length:] if length < wanted else b""
+        if lead < 0x80:
+            break
+    return b""

@@ -1,0 +1,251 @@
+"""Text to token ids and back, with the tokenizers library and the files of a checkpoint folder.
+
+Control tokens come from the chat template alone: where a user spells one, it stays text. The ids of everything else are
+those that the checkpoint's own tokenizer gives.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tokenizers
+
+from leoserve.text.control import ControlTokens
+from leoserve.text.files import TokenizerError, TokenizerFiles, read_files
+from leoserve.text.vocabulary import BYTE_TOKEN, UnsupportedDecoder, Vocabulary
+
+if TYPE_CHECKING:
+    from leoserve.text.template import RenderedPrompt
+
+__all__ = ["Tokenizer", "TokenizerError"]
+
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+_SPELLED_AS_MARKER = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")  # <|im_end|>, <SEP>, [INST]
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Tokenizer:
+    """The tokenizer of one checkpoint; safe to use from several threads.
+
+    bos_id: begins every prompt, or None
+    stop_ids: every id that ends an answer
+    special_ids: control tokens that are not shown as text
+    control_ids: these and added tokens spelled like a control token (<SEP>, [INST]): never made from a user's text
+    size: highest id + 1
+    id_ranges: [start, stop) of the ids that have a token
+    """
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        backend = files.backend
+        ids = backend.get_vocab(with_added_tokens=True)
+        added = backend.get_added_tokens_decoder()
+        self.bos_id = files.bos_id
+        self.named = files.named  # "bos_token" and the like: their spellings
+        spelling = {number: token for token, number in ids.items()}
+        fallback = {number for number, token in spelling.items() if BYTE_TOKEN.fullmatch(token)}
+        special = {number for number, token in added.items() if token.special}
+        special.update(ids[token] for token in (*files.named.values(), *CHATML_TOKENS) if token in ids)
+        markers = {number for number, token in added.items() if _SPELLED_AS_MARKER.fullmatch(token.content)}
+        self.special_ids = frozenset(special - fallback)
+        self.control_ids = frozenset((special | markers) - fallback)
+        # some files list the byte tokens as special: they are text, but must not be spelled either
+        self.control = ControlTokens(spelling[number] for number in special | markers)
+        self.stop_ids = frozenset(files.eos_ids & spelling.keys())
+        if (end_of_turn := ids.get("<|im_end|>")) is not None:
+            self.stop_ids |= {end_of_turn}
+        self._ids = ids
+        self._adds_bos = files.adds_bos
+        description = json.loads(backend.to_str())
+        try:
+            self.vocabulary = Vocabulary(ids, self.special_ids, description["decoder"])
+        except UnsupportedDecoder as error:
+            raise TokenizerError(f"the tokenizer has a {error}, which leoserve does not know") from error
+        self.size = self.vocabulary.size
+        self.id_ranges = _ranges(ids.values())
+        self._backend = backend
+        self._separator = f"\U000f0000{secrets.token_hex(16)}"  # nobody can guess it, so it is in no text
+        self._plain = _without_control(description, self.control.spellings, self._separator)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read tokenizer.json (or convert tokenizer.model) and the configuration beside it. Raises TokenizerError."""
+        return cls(read_files(folder))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its spelling in the vocabulary."""
+        return self._ids.get(token)
+
+    def encode(self, text: str, *, add_bos: bool = True, control_tokens: bool = False) -> list[int]:
+        """Ids of a plain text. BOS is put before it once when `add_bos` and the model has one.
+
+        Control tokens spelled in `text` stay text, unless `control_tokens` says that the text may contain them: then a
+        BOS spelled at the beginning counts as the one BOS.
+        """
+        text = _sanitized(text)
+        if control_tokens:
+            return self._with_bos(self._backend.encode(text, add_special_tokens=False).ids, add_bos)
+        return self._with_bos(self._encode_text(text, first=True), add_bos)
+
+    def encode_prompt(self, prompt: RenderedPrompt) -> list[int]:
+        """Ids of a rendered chat: the template's control tokens are tokens, the users' are text; BOS once."""
+        text = _sanitized(prompt.marked)
+        if prompt.mark and prompt.mark in text:
+            return self._with_bos(self._encode_marked(text, prompt.mark), True)
+        return self._with_bos(self._backend.encode(text, add_special_tokens=False).ids, True)
+
+    def encode_bad_word(self, word: str) -> list[list[int]]:
+        """The id sequences that `word` may appear as: inside a text, and as a word of its own after a space."""
+        bare = word.lstrip()
+        sequences = [self._bare.encode(_sanitized(text), add_special_tokens=False).ids for text in (bare, " " + bare)]
+        return [ids for number, ids in enumerate(sequences) if ids and ids not in sequences[:number]]
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that the token adds in the middle of a text; b"" for an id without a token."""
+        return self.vocabulary.pieces[token] if 0 <= token < self.size else b""
+
+    def token_text(self, token: int) -> str:
+        """The token as OpenAI's log-probabilities show it: its text, or `bytes:\\xNN…` when that is no UTF-8."""
+        data = self.token_bytes(token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of a whole sequence."""
+        pieces = self.vocabulary.shown if skip_special_tokens else self.vocabulary.pieces
+        size = self.size
+        data = b"".join([pieces[token] for token in ids if 0 <= token < size])
+        spaces = len(data) - len(data.lstrip(b" "))
+        return data[min(spaces, self.vocabulary.leading_spaces) :].decode(errors=self.vocabulary.invalid_bytes)
+
+    def add_stop_id(self, token: int) -> None:
+        """One more id that ends an answer: a chat template's end of turn."""
+        self.stop_ids |= {token}
+
+    def _with_bos(self, ids: list[int], add_bos: bool) -> list[int]:
+        if self.bos_id is None:
+            return ids
+        start = 0
+        while start < len(ids) and ids[start] == self.bos_id:
+            start += 1
+        wanted = add_bos and (self._adds_bos or start > 0)
+        return [self.bos_id, *ids[start:]] if wanted else ids[start:]
+
+    def _encode_marked(self, text: str, mark: str) -> list[int]:
+        """Hide each character behind a mark, so that no control token is found there; then encode the stretches
+        between the template's control tokens that had one again, as text."""
+        hidden: list[str] = []
+
+        def hide(match: re.Match[str]) -> str:
+            hidden.append(match[1])
+            return mark
+
+        masked = re.sub(f"{mark}+([^{mark}])", hide, text.rstrip(mark))
+        encoding = self._backend.encode(masked, add_special_tokens=False)
+        found, offsets = encoding.ids, encoding.offsets
+        control = [number for number, token in enumerate(found) if token in self.control_ids]
+        originals = iter(hidden)
+        ids: list[int] = []
+        for before, here in pairwise((-1, *control, len(found))):
+            start = offsets[before][1] if before >= 0 else 0
+            end = offsets[here][0] if here < len(found) else len(masked)
+            stretch = masked[start:end]
+            if mark in stretch:
+                restored = re.sub(mark, lambda _: next(originals), stretch)
+                ids += self._encode_text(restored, first=start == 0)
+            else:
+                ids += found[before + 1 : here]
+            ids += found[here : here + 1]
+        return ids
+
+    def _encode_text(self, text: str, *, first: bool) -> list[int]:
+        """Ids of a text without control tokens. `first`: it begins the prompt (some tokenizers put a space there)."""
+        if first:
+            ids = self._plain.encode(text, add_special_tokens=False).ids
+        else:
+            ids = self._plain.encode(self._separator + text, add_special_tokens=False).ids[1:]
+        if self.control_ids.isdisjoint(ids):
+            return ids
+        return [part for token in ids for part in self._spelled(token)]
+
+    def _spelled(self, token: int) -> list[int]:
+        """A control token that merges made from plain text, spelled with smaller tokens."""
+        if token not in self.control_ids:
+            return [token]
+        ids: list[int] = []
+        for character in self.vocabulary.pieces[token].decode():
+            data = character.encode()
+            parts = [data] if data in self._smallest else [bytes([byte]) for byte in data]
+            ids += [self._smallest[part] for part in parts if part in self._smallest]
+        return ids
+
+    @cached_property
+    def _smallest(self) -> dict[bytes, int]:
+        """Tokens of one character or byte that are no control tokens, by their bytes."""
+        pieces = self.vocabulary.pieces
+        return {pieces[n]: n for n in self._ids.values() if len(pieces[n]) <= 4 and n not in self.control_ids}
+
+    @cached_property
+    def _bare(self) -> tokenizers.Tokenizer:
+        """The plain tokenizer without the space that it puts before a text."""
+        description = json.loads(self._plain.to_str())
+        normalizer = description["normalizer"]
+        if normalizer and normalizer["type"] == "Prepend":
+            description["normalizer"] = None
+        elif normalizer and normalizer["type"] == "Sequence":
+            normalizer["normalizers"] = [step for step in normalizer["normalizers"] if step["type"] != "Prepend"]
+        splitter = description["pre_tokenizer"]
+        for step in splitter.get("pretokenizers", [splitter]) if splitter else ():
+            if step["type"] == "Metaspace":
+                step["prepend_scheme"] = "never"
+            elif step["type"] == "ByteLevel":
+                step["add_prefix_space"] = False
+        return tokenizers.Tokenizer.from_str(json.dumps(description))
+
+
+def _sanitized(text: str) -> str:
+    """Lone surrogates, which JSON can spell and UTF-8 cannot, become U+FFFD."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", text)
+    return text
+
+
+def _ranges(ids: Iterable[int]) -> list[tuple[int, int]]:
+    ranges: list[tuple[int, int]] = []
+    for number in sorted(set(ids)):
+        if ranges and ranges[-1][1] == number:
+            ranges[-1] = (ranges[-1][0], number + 1)
+        else:
+            ranges.append((number, number + 1))
+    return ranges
+
+
+def _without_control(description: dict[str, Any], control: frozenset[str], separator: str) -> tokenizers.Tokenizer:
+    """The same tokenizer that finds no control tokens, and one more: `separator`, to stand before a text that does not
+    begin the prompt.
+
+    Ids are given in the order of the list, so control tokens outside the model's vocabulary keep their places under
+    names that are in no text.
+    """
+    vocabulary = description["model"]["vocab"]
+    kept = []
+    for token in description["added_tokens"]:
+        if token["content"] not in control:
+            kept.append(token)
+        elif token["content"] not in vocabulary:
+            kept.append(token | {"content": f"{separator}{token['id']}", "normalized": False})
+    plain = tokenizers.Tokenizer.from_str(json.dumps(description | {"added_tokens": kept, "post_processor": None}))
+    plain.add_special_tokens([tokenizers.AddedToken(separator, normalized=False)])
+    return plain
