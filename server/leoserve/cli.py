@@ -1,0 +1,112 @@
+"""The command line: `leoserve serve [MODEL]`, `leoserve chat`, `leoserve --version`.
+
+Exit codes: 0 after a signal or the end of a chat; 2, with one line on stderr, for whatever a user can put right;
+130 or 143 when a signal came before the server was up, or a second one while it was stopping.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import leoserve
+
+SERVE = """\
+Serve a model over the OpenAI API. Without MODEL: the bundled German demo model, on http://127.0.0.1:8000.
+
+Every option is also a variable and a key of a YAML file: --max-num-seqs 8 is LEOSERVE_MAX_NUM_SEQS=8, or
+`max_num_seqs: 8` in the file that --config names. A flag wins over a variable, a variable over the file, the file over
+the default. Options that can be repeated are lists with commas as variables.
+"""
+CHAT = """\
+Chat in the terminal with a running server. Ctrl-C stops an answer, /new forgets the chat, /exit or Ctrl-D ends it.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains in one line, without the usage above it, and says what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"leoserve: error: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> Parser:
+    main = Parser(prog="leoserve", description="OpenAI-compatible inference server for LeoLM.", allow_abbrev=False)
+    main.add_argument("--version", action="version", version=f"leoserve {leoserve.__version__}")
+    commands = main.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    serve = commands.add_parser(
+        "serve",
+        help="serve a model over the OpenAI API",
+        description=SERVE,
+        usage="leoserve serve [MODEL] [options]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    from leoserve.flags import add_options
+
+    add_options(serve)
+    chat = commands.add_parser("chat", help="chat with a running server", description=CHAT, allow_abbrev=False)
+    chat.add_argument("--url", default="http://127.0.0.1:8000", help="the server's address [default: %(default)s]")
+    chat.add_argument("--model", help="one of the server's models [default: its first]")
+    chat.add_argument("--system", help="a system message to begin with [default: none]")
+    chat.add_argument("--api-key", help="the server's key [default: the variable LEOSERVE_API_KEY]")
+    return main
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    given = vars(parser().parse_args(arguments))
+    command = {"serve": run_serve, "chat": run_chat}[given.pop("command")]
+    try:
+        return command(given)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def run_serve(flags: dict[str, Any]) -> int:
+    from leoserve.settings import Settings, SettingsError
+
+    try:
+        settings = Settings.load(flags)
+    except SettingsError as error:
+        return complain(error)
+    from leoserve.checkpoint import CheckpointError
+    from leoserve.engine.client import EngineFailed
+    from leoserve.model.config import UnsupportedModel
+    from leoserve.serve import StartError, serve
+    from leoserve.text.template import TemplateError
+    from leoserve.text.tokenizer import TokenizerError
+
+    try:
+        return serve(settings)
+    except (
+        SettingsError,
+        StartError,
+        CheckpointError,
+        UnsupportedModel,
+        TokenizerError,
+        TemplateError,
+        EngineFailed,
+    ) as error:
+        return complain(error)
+
+
+def run_chat(flags: dict[str, Any]) -> int:
+    from leoserve import chat
+
+    key = flags["api_key"] or os.environ.get("LEOSERVE_API_KEY")
+    try:
+        chat.run(flags["url"], model=flags["model"], system=flags["system"], api_key=key)
+    except chat.ChatError as error:
+        return complain(error)
+    return 0
+
+
+def complain(error: Exception) -> int:
+    """The one line for what a user can put right, and its exit code."""
+    print(f"leoserve: error: {error}", file=sys.stderr)
+    return 2
