@@ -1,0 +1,49 @@
+"""Uniform random numbers that depend on nothing but (seed, choice, position): a counter-based generator.
+
+Philox 4x32 with ten rounds, from Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+There is no state to carry along: a token that is sampled again after a preemption, in another batch or on another
+machine meets the same number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROUNDS = 10
+# The multipliers and the Weyl increments of the key, section 3.3 and table 2 of the paper.
+MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
+LOW = np.uint64(0xFFFFFFFF)
+HALF = np.uint64(32)
+
+Words = NDArray[np.uint64]  # 32-bit words, each in a uint64 so that a product of two fits
+
+
+def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]) -> tuple[Words, Words, Words, Words]:
+    """Encrypt N counters of four 32-bit words, each [N], with N keys of two: four random words, each [N]."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        product0 = c0 * MULTIPLIERS[0]
+        product1 = c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = (product1 >> HALF) ^ c1 ^ k0, product1 & LOW, (product0 >> HALF) ^ c3 ^ k1, product0 & LOW
+        k0, k1 = (k0 + WEYL[0]) & LOW, (k1 + WEYL[1]) & LOW
+    return c0, c1, c2, c3
+
+
+def uniforms(seeds: Sequence[int] | Words, choices: Sequence[int] | Words, positions: Sequence[int]) -> NDArray[np.float64]:
+    """One number in [0, 1) for each row: 53 bits, so every double that is a multiple of 2**-53 can come.
+
+    `seeds` are below 2**64, `choices` (the index among a request's n) below 2**32, `positions` (of the token in its
+    sequence) below 2**64. The fourth word of the counter stays 0, for other uses of the same seed.
+    """
+    seed = np.asarray(seeds, dtype=np.uint64)
+    choice = np.asarray(choices, dtype=np.uint64)
+    position = np.asarray(positions, dtype=np.uint64)
+    counter = (position & LOW, position >> HALF, choice & LOW, np.zeros_like(choice))
+    high, low, _, _ = philox4x32(counter, (seed & LOW, seed >> HALF))
+    bits = (high << np.uint64(21)) | (low >> np.uint64(11))
+    return bits.astype(np.float64) * 2.0**-53

@@ -1,0 +1,190 @@
+"""From logits to tokens, for all rows of a step at once.
+
+Order of processing, vLLM's, since its users' settings should mean the same here:
+
+1. ids without a token are banned; log-probabilities are taken (logprobs.py);
+2. allowed_token_ids, bad_words, min_tokens, logit_bias, penalties (edits.py); what is greedy then takes the maximum;
+3. temperature;
+4. min_p, top_k, top_p, each over what the one before left (truncation.py). transformers has min_p last; over all the
+   vocabulary it means the same, and first it does not depend on what the other two removed;
+5. one uniform number a row from (seed, choice, position) (noise.py), and the inverse of the cumulative distribution in
+   the order of ids.
+
+Every row's token is a function of its logits, its parameters and its history, bit by bit, whatever is beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leoserve.model.step import SamplingParams, TokenLogprobs
+from leoserve.model.edits import Edits, apply_edits
+from leoserve.model.logprobs import RawRows
+from leoserve.model.noise import uniforms
+from leoserve.model.truncation import Truncation, argmax, draw
+
+# Below this a temperature is greedy, as in vLLM: the division would leave float32's range.
+GREEDY_BELOW = 1e-5
+GREEDY, PLAIN, TRUNCATED = 0, 1, 2
+
+NOT_FINITE = "the model's logits are not finite"
+NOTHING_LEFT = "allowed_token_ids, bad_words, min_tokens and logit_bias leave no token to choose"
+
+
+@dataclass(slots=True)
+class Sampled:
+    """What was chosen for each row of a step.
+
+    A row that could not be sampled has the reason in `failed`, else None. Its token is then a valid id without meaning,
+    which its slot takes no note of: the choice is to be ended with an error. Other rows are not touched by it.
+    """
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]  # None where not asked for
+    failed: list[str | None]
+
+
+class Sampler:
+    """Chooses tokens. Its state is per slot: parameters, and what bans and penalties need of the sequence so far."""
+
+    def __init__(
+        self, *, max_slots: int, vocab_size: int, token_ranges: list[tuple[int, int]], device: torch.device | str
+    ) -> None:
+        """`token_ranges`: the [start, stop) ids that have a token; none given means all of them have."""
+        self.vocab = vocab_size
+        self.device = torch.device(device)
+        alive = torch.zeros(vocab_size, dtype=torch.bool)
+        for start, stop in token_ranges or [(0, vocab_size)]:
+            alive[start:stop] = True
+        if not alive.any():
+            raise ValueError(f"token_ranges {token_ranges} name no id below {vocab_size}")
+        self._dead = (~alive).nonzero().squeeze(1).to(self.device)
+        self._any_id = int(alive.nonzero()[0])
+        self._kind = np.zeros(max_slots, dtype=np.int64)
+        self._temperature = np.ones(max_slots, dtype=np.float32)
+        self._top_k = np.zeros(max_slots, dtype=np.int64)
+        self._top_p = np.ones(max_slots, dtype=np.float64)
+        self._min_p = np.zeros(max_slots, dtype=np.float64)
+        self._seed = np.zeros(max_slots, dtype=np.uint64)
+        self._choice = np.zeros(max_slots, dtype=np.uint64)
+        self._logprobs: list[int | None] = [None] * max_slots
+        self._prompt_logprobs = [0] * max_slots
+        self._edits: list[Edits | None] = [None] * max_slots
+
+    def set_slot(
+        self, slot: int, params: SamplingParams, index: int, prompt: Sequence[int], output: Sequence[int]
+    ) -> None:
+        """Give `slot` to choice `index` of a request: when it gets a slot, and again after a preemption.
+
+        `output` are the tokens it has generated so far. What the slot held before is forgotten.
+        """
+        self._kind[slot] = self._kind_of(params)
+        self._temperature[slot] = params.temperature
+        self._top_k[slot] = params.top_k if 0 < params.top_k < self.vocab else self.vocab
+        self._top_p[slot] = params.top_p
+        self._min_p[slot] = params.min_p
+        self._seed[slot] = params.seed
+        self._choice[slot] = index
+        self._logprobs[slot] = params.logprobs
+        self._prompt_logprobs[slot] = params.prompt_logprobs or 0
+        self._edits[slot] = Edits.of(params, prompt, output, self.vocab)
+
+    def _kind_of(self, params: SamplingParams) -> int:
+        if params.temperature < GREEDY_BELOW or params.top_k == 1 or params.top_p <= 0:
+            return GREEDY
+        cut = 0 < params.top_k < self.vocab or params.top_p < 1 or params.min_p > 0
+        return TRUNCATED if cut else PLAIN
+
+    def sample(self, logits: Tensor, slots: list[int], positions: list[int]) -> Sampled:
+        """Choose a token for each row of [R, V] float32 `logits`, which are overwritten.
+
+        `slots` are the rows' slots, each at most once; `positions` where in its sequence each new token will stand.
+        """
+        if not slots:
+            return Sampled([], [], [])
+        logits = self._over_tokens(logits)
+        asked = [row for row, slot in enumerate(slots) if self._logprobs[slot] is not None]
+        raw = RawRows(logits[asked]) if asked else None
+        edits = [(row, edit) for row, slot in enumerate(slots) if (edit := self._edits[slot]) is not None]
+        if edits:
+            apply_edits(logits, edits)
+
+        peak, tokens = argmax(logits)
+        failed = self._check(logits, peak)
+        self._draw(logits, tokens, np.asarray(slots), np.asarray(positions, dtype=np.uint64))
+
+        logprobs: list[TokenLogprobs | None] = [None] * len(slots)
+        if raw is not None:
+            counts = [self._logprobs[slots[row]] or 0 for row in asked]
+            for row, entry in zip(asked, raw.of(tokens[asked], counts), strict=True):
+                logprobs[row] = entry
+                if entry.rank == 0:
+                    failed[row] = NOT_FINITE
+        token_ids = [self._any_id if why else int(token) for token, why in zip(tokens.tolist(), failed, strict=True)]
+        for row, edit in edits:
+            if failed[row] is None:
+                edit.add(token_ids[row])
+        return Sampled(token_ids, [None if why else entry for entry, why in zip(logprobs, failed, strict=True)], failed)
+
+    def score(self, logits: Tensor, slot: int, targets: Sequence[int]) -> list[TokenLogprobs]:
+        """Log-probabilities of given tokens, one for each row of [N, V] float32 `logits`, which are overwritten.
+
+        As many most likely ones as the slot's `prompt_logprobs`. A row that is not finite has a logprob of NaN.
+        """
+        raw = RawRows(self._over_tokens(logits))
+        return raw.of(torch.tensor(targets, device=self.device), [self._prompt_logprobs[slot]] * len(targets))
+
+    def _over_tokens(self, logits: Tensor) -> Tensor:
+        logits = logits.contiguous()
+        if len(self._dead):
+            logits.index_fill_(1, self._dead, -torch.inf)
+        return logits
+
+    def _check(self, logits: Tensor, peak: Tensor) -> list[str | None]:
+        """Which rows cannot be sampled, and why. They are set to 0, so that nothing that follows meets a NaN."""
+        failed: list[str | None] = [None] * len(logits)
+        bad = ~torch.isfinite(peak)
+        if bool(bad.any()):
+            rows = bad.nonzero().squeeze(1)
+            for row, value in zip(rows.tolist(), peak[rows].tolist(), strict=True):
+                failed[row] = NOTHING_LEFT if value == -torch.inf else NOT_FINITE
+            logits.index_fill_(0, rows, 0.0)
+        return failed
+
+    def _draw(self, logits: Tensor, tokens: Tensor, slots: np.ndarray, positions: np.ndarray) -> None:
+        """Overwrite `tokens` [R] in the rows that are not greedy."""
+        kinds = self._kind[slots]
+        rows = np.flatnonzero(kinds != GREEDY)
+        if not len(rows):
+            return
+        slots, truncated = slots[rows], kinds[rows] == TRUNCATED
+        uniform = self._tensor(uniforms(self._seed[slots], self._choice[slots], positions[rows]))
+        probabilities = self._probabilities(logits, rows, slots)
+        for group, cut in ((np.flatnonzero(~truncated), False), (np.flatnonzero(truncated), True)):
+            if not len(group):
+                continue
+            whole = len(group) == len(rows)
+            here = self._tensor(group)
+            part, noise = (probabilities, uniform) if whole else (probabilities[here], uniform[here])
+            drawn = self._truncation(slots[group]).sample(part, noise) if cut else draw(part, noise)
+            tokens.index_copy_(0, self._tensor(rows[group]), drawn)
+
+    def _probabilities(self, logits: Tensor, rows: np.ndarray, slots: np.ndarray) -> Tensor:
+        """Softmax of the rows at their temperatures, [S, V]."""
+        scores = logits if len(rows) == len(logits) else logits[self._tensor(rows)]
+        temperature = self._temperature[slots]
+        if (temperature != 1).any():
+            scores = scores / self._tensor(temperature)[:, None]
+        return torch.softmax(scores, 1)
+
+    def _truncation(self, slots: np.ndarray) -> Truncation:
+        top_k, top_p, min_p = (self._tensor(values[slots]) for values in (self._top_k, self._top_p, self._min_p))
+        return Truncation(top_k, top_p, min_p, self.vocab)
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.device)

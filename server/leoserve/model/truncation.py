@@ -1,0 +1,209 @@
+"""Exact selection over the vocabulary without sorting it: the most likely token, the top k, a nucleus, a draw.
+
+The order is total everywhere: by value, and among equal values the lower id first. Every result is therefore a
+function of its row alone, and the same on every device, whatever rows are beside it and whatever k they ask for.
+Sums are taken in float64, where adding float32 probabilities is exact but for the very small ones.
+
+Rows are read in blocks of `WIDTH` ids. A block's maximum or sum costs one pass at memory speed, and what follows
+needs to look only at the few blocks that matter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+WIDTH = 64
+# How many of the most likely tokens are tried before the whole row is looked at. It covers the usual top_k, and at
+# usual temperatures the nucleus of most positions.
+CANDIDATES = 64
+LOW = 0xFFFFFFFF
+
+
+def in_blocks(values: Tensor, filler: float) -> Tensor:
+    """[R, V] as [R, ceil(V / WIDTH), WIDTH], the last block filled up; a view where V is a multiple of WIDTH."""
+    rows, vocab = values.shape
+    if vocab % WIDTH:
+        values = pad(values, (0, -vocab % WIDTH), value=filler)
+    return values.reshape(rows, -1, WIDTH)
+
+
+def argmax(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest value of each row of [R, V] and the lowest id that has it. A row with a NaN has NaN as its largest."""
+    blocks = in_blocks(values, -torch.inf)
+    peak, block = blocks.amax(2).max(1)
+    lane = _block_of(blocks, block).argmax(1)
+    return peak, block * WIDTH + lane
+
+
+def top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row of [R, V] float32, without NaN, in order: values and ids, both [R, count].
+
+    They lie in the `count` blocks whose maxima are the largest (among equal maxima the first blocks), because each of
+    those blocks has an element that comes before every element of the other blocks.
+    """
+    rows, vocab = values.shape
+    blocks = in_blocks(values, -torch.inf)
+    if count < blocks.shape[1]:
+        chosen = _largest(blocks.amax(2), None, count)
+        ids = (chosen[:, :, None] * WIDTH + torch.arange(WIDTH, device=values.device)).reshape(rows, -1)
+        near = blocks.gather(1, chosen[:, :, None].expand(-1, -1, WIDTH)).reshape(rows, -1)
+        found = _largest(near, ids, count)
+    else:
+        found = _largest(values, None, min(count, vocab))
+    return values.gather(1, found), found
+
+
+def _block_of(blocks: Tensor, block: Tensor) -> Tensor:
+    """Of [R, B, WIDTH] the block [R] of each row: [R, WIDTH]."""
+    return blocks.gather(1, block[:, None, None].expand(-1, 1, WIDTH)).squeeze(1)
+
+
+def _largest(values: Tensor, ids: Tensor | None, count: int) -> Tensor:
+    """The ids [R, count] of the largest of [R, N], in order. `ids` names the columns where they are not 0 .. N-1.
+
+    A float's bits, the sign folded, sort like the float. With the inverted id below them in one int64 no two keys are
+    equal, so `topk`, which promises nothing about equal values, has only one possible answer.
+    """
+    if ids is None:
+        ids = torch.arange(values.shape[1], device=values.device)
+    bits = (values + 0.0).view(torch.int32)  # + 0.0 makes of -0.0 the 0.0 it is equal to
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    keys = (ordered.to(torch.int64) << 32) + (LOW - ids)
+    return LOW - (keys.topk(count, 1).values & LOW)
+
+
+def draw(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Invert the cumulative distribution, in the order of ids: [R, V] weights >= 0 and [R] float64 in [0, 1) -> ids [R].
+
+    The first id whose cumulative weight exceeds uniform * total. An id of weight 0 is never drawn. Every row needs a
+    positive weight.
+    """
+    blocks = in_blocks(weights, 0.0)
+    cumulative = pad(blocks.sum(2, dtype=torch.float64).cumsum(1), (1, 0))
+    target = _below(uniform[:, None] * cumulative[:, -1:], cumulative[:, -1:])
+    block = (cumulative[:, 1:] <= target).sum(1)
+    inside = _block_of(blocks, block).double().cumsum(1)
+    rest = _below(target - cumulative.gather(1, block[:, None]), inside[:, -1:])
+    return block * WIDTH + (inside <= rest).sum(1)
+
+
+def _below(target: Tensor, limit: Tensor) -> Tensor:
+    """`target`, or where rounding took it to `limit` or beyond, the number just below."""
+    return torch.minimum(target, torch.nextafter(limit, torch.zeros_like(limit)))
+
+
+class Truncation:
+    """min_p, then top_k, then top_p, of S rows; parameters on the device, each [S].
+
+    - min_p keeps what is at least min_p times as likely as the most likely token; 0 keeps all.
+    - top_k keeps exactly the k most likely; the vocabulary's size keeps all.
+    - top_p keeps the fewest most likely ones that together have at least top_p of the mass that is left by then, and
+      always one; 1 keeps all.
+    """
+
+    def __init__(self, top_k: Tensor, top_p: Tensor, min_p: Tensor, vocab: int) -> None:
+        self.top_k = top_k  # int64
+        self.top_p = top_p  # float64
+        self.min_p = min_p  # float64
+        self.vocab = vocab
+
+    def of(self, rows: Tensor) -> Truncation:
+        return Truncation(self.top_k[rows], self.top_p[rows], self.min_p[rows], self.vocab)
+
+    @property
+    def _limited(self) -> Tensor:
+        """Rows of which top_p sees what min_p or top_k left, not the whole distribution."""
+        return (self.top_k < self.vocab) | (self.min_p > 0)
+
+    def sample(self, probabilities: Tensor, uniform: Tensor) -> Tensor:
+        """Draw from [S, V] float32 probabilities, each row summing to 1, with `uniform` [S] float64: ids [S]."""
+        ids, weights, covered = self._candidates(probabilities)
+        by_id, order = ids.sort(1)
+        cumulative = weights.gather(1, order).cumsum(1)
+        target = _below(uniform[:, None] * cumulative[:, -1:], cumulative[:, -1:])
+        drawn = by_id.gather(1, (cumulative <= target).sum(1, keepdim=True)).squeeze(1)
+        left = (~covered).nonzero().squeeze(1)
+        if len(left):
+            kept = self.of(left).apply(probabilities[left])
+            drawn[left] = draw(kept, uniform[left])
+        return drawn
+
+    def _candidates(self, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The most likely tokens' ids, their float64 weights (0 if truncated), and whether nothing else is kept [S]."""
+        values, ids = top(probabilities, min(CANDIDATES, self.vocab))
+        count = values.shape[1]
+        weights = values.double()
+        cumulative = weights.cumsum(1)
+        in_min_p = (weights >= self.min_p[:, None] * weights[:, :1]).sum(1)
+        limit = torch.minimum(self.top_k, in_min_p)
+        # Whether the end of what min_p and top_k keep is seen here, and so the mass that top_p is a share of.
+        seen = (limit < count) | (self.top_k <= count)
+        mass = torch.where(self._limited, cumulative.gather(1, limit[:, None] - 1).squeeze(1), 1.0)
+        goal = self.top_p * mass
+        nucleus = (cumulative < goal[:, None]).sum(1) + 1
+        kept = torch.where(self.top_p < 1, torch.minimum(nucleus, limit), limit)
+        covered = torch.where(self._limited, seen, nucleus <= count)
+        if count == self.vocab:
+            covered = torch.ones_like(covered)
+        weights = weights * (torch.arange(count, device=ids.device) < kept[:, None])
+        return ids, weights, covered
+
+    def apply(self, probabilities: Tensor) -> Tensor:
+        """[S, V] float32 with everything that is not kept set to 0: exact for any row, by whole passes."""
+        kept = probabilities.clone()
+        rows = (self.min_p > 0).nonzero().squeeze(1)
+        if len(rows):
+            part = kept[rows].double()
+            kept[rows] *= part >= self.min_p[rows, None] * part.amax(1, keepdim=True)
+        rows = (self.top_k < self.vocab).nonzero().squeeze(1)
+        if len(rows):
+            kept[rows] = _keep_first(kept[rows], None, self.top_k[rows].double())
+        rows = (self.top_p < 1).nonzero().squeeze(1)
+        if len(rows):
+            weights = kept[rows].double()
+            mass = torch.where(self._limited[rows], in_blocks(weights, 0.0).sum(2).sum(1), 1.0)
+            kept[rows] = _keep_first(kept[rows], weights, self.top_p[rows] * mass)
+        return kept
+
+
+def _keep_first(probabilities: Tensor, weights: Tensor | None, goal: Tensor) -> Tensor:
+    """Keep the fewest most likely ids of each row whose weights reach `goal`, all if they never do; the rest becomes 0.
+
+    `weights` [R, V] float64 is what is counted: the probabilities themselves, or (None) one for each id.
+
+    A radix selection: the bits of a float >= 0 sort like the float, so three histograms of ten bits each, from the
+    top, lead to the value where the goal is reached. No sort; each pass adds up every row once.
+    """
+    bits = probabilities.view(torch.int32)
+    counted = torch.ones_like(probabilities, dtype=torch.float64) if weights is None else weights
+    above = torch.zeros_like(goal)  # weight of what lies above the values that have the prefix
+    prefix = torch.zeros_like(goal, dtype=torch.int32)
+    for shift in (20, 10, 0):
+        if shift < 20:
+            counted = counted * ((bits >> (shift + 10)) == prefix[:, None])
+        digits = ((bits >> shift) & 1023).to(torch.int64)
+        histogram = torch.zeros(len(goal), 1024, dtype=torch.float64, device=bits.device)
+        histogram.scatter_add_(1, 1023 - digits, counted)
+        cumulative = pad(histogram.cumsum(1), (1, 0))
+        reached = (above[:, None] + cumulative[:, 1:] < goal[:, None]).sum(1)
+        last = 1023 - (histogram.flip(1) > 0).to(torch.uint8).argmax(1)  # the lowest digit that occurs
+        place = torch.minimum(reached, last)
+        above = above + cumulative.gather(1, place[:, None]).squeeze(1)
+        prefix = (prefix << 10) | (1023 - place).to(torch.int32)
+    return probabilities * _above_or_first(probabilities, prefix, above, goal, by_mass=weights is not None)
+
+
+def _above_or_first(probabilities: Tensor, prefix: Tensor, above: Tensor, goal: Tensor, *, by_mass: bool) -> Tensor:
+    """A mask [R, V] of what is above the value with the bits `prefix`, and of the first of its equals that are needed."""
+    value = prefix.view(torch.float32)
+    unit = value.double() if by_mass else torch.ones_like(above)
+    needed = ((goal - above) / unit).ceil().clamp(min=1)
+    # The quotient is rounded; the promise is about the sum.
+    needed = needed - ((needed > 1) & (above + (needed - 1) * unit >= goal)).double()
+    needed = needed + (above + needed * unit < goal).double()
+    equal = probabilities == value[:, None]
+    if bool((equal.sum(1) > needed).any()):
+        equal &= equal.cumsum(1) <= needed[:, None]
+    return equal | (probabilities > value[:, None])

@@ -1,0 +1,60 @@
+"""The noise of sampling: Philox as published, and numbers that depend on (seed, choice, position) alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from leoserve.model.noise import philox4x32, uniforms
+
+# "philox4x32 10" of kat_vectors in the Random123 distribution: counter, key, result.
+KNOWN = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+def words(text: str) -> tuple[np.ndarray, ...]:
+    return tuple(np.array([int(word, 16)], dtype=np.uint64) for word in text.split())
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_philox_gives_the_published_answers(counter: str, key: str, expected: str) -> None:
+    result = philox4x32(words(counter), words(key))  # type: ignore[arg-type]
+    assert " ".join(f"{int(word[0]):08x}" for word in result) == expected
+
+
+def test_philox_gives_the_published_answers_side_by_side() -> None:
+    counter = tuple(np.concatenate(column) for column in zip(*(words(known[0]) for known in KNOWN), strict=True))
+    key = tuple(np.concatenate(column) for column in zip(*(words(known[1]) for known in KNOWN), strict=True))
+    result = philox4x32(counter, key)  # type: ignore[arg-type]
+    assert [" ".join(f"{int(word[row]):08x}" for word in result) for row in range(3)] == [known[2] for known in KNOWN]
+
+
+def test_a_number_is_the_leading_53_bits_of_the_first_two_words() -> None:
+    assert uniforms([0], [0], [0])[0] == (0x6627E8D5E169C58D >> 11) / 2**53
+
+
+def test_a_number_depends_on_seed_choice_and_position_alone() -> None:
+    seeds, choices, positions = [7, 2**64 - 1, 7, 8, 7], [0, 0, 1, 0, 0], [5, 5, 5, 5, 2**33 + 5]
+    together = uniforms(seeds, choices, positions)
+    alone = [uniforms([s], [c], [p])[0] for s, c, p in zip(seeds, choices, positions, strict=True)]
+    assert together.tolist() == alone
+    assert len(set(alone)) == len(alone)
+
+
+def test_both_halves_of_seed_and_position_count() -> None:
+    numbers = uniforms([1, 1 + 2**32, 1, 1 + 2**63], [0] * 4, [1, 1, 1 + 2**32, 1])
+    assert len(set(numbers.tolist())) == 4
+
+
+def test_numbers_are_uniform_over_positions_seeds_and_choices() -> None:
+    count, bins = 40_000, 100
+    steps, zeros = np.arange(count, dtype=np.uint64), np.zeros(count, dtype=np.uint64)
+    for numbers in (uniforms(zeros, zeros, steps), uniforms(steps, zeros, zeros), uniforms(zeros, steps, zeros)):
+        assert numbers.min() >= 0
+        assert numbers.max() < 1
+        observed = np.histogram(numbers, bins=bins, range=(0, 1))[0]
+        chi_square = ((observed - count / bins) ** 2 / (count / bins)).sum()
+        assert 55 < chi_square < 150  # 99 degrees of freedom: outside with probability below 0.001
+        assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.02
