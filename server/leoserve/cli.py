@@ -57,9 +57,22 @@ def parser() -> Parser:
     return main
 
 
+def parse(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """What was given on the command line, by name. Exits with 2 and one line where it makes no sense."""
+    known = parser()
+    given, strange = known.parse_known_args(arguments)
+    if strange:
+        from leoserve.settings import Settings, flag, suggest
+
+        close = suggest(strange[0].partition("=")[0], [flag(name) for name in Settings.model_fields])
+        is_option = strange[0].startswith("-")
+        known.error(f"there is no option {strange[0]}{close}" if is_option else f"{strange[0]} is one too many")
+    return vars(given)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    given = vars(parser().parse_args(arguments))
+    given = parse(arguments)
     command = {"serve": run_serve, "chat": run_chat}[given.pop("command")]
     try:
         return command(given)
