@@ -1,0 +1,86 @@
+"""What every request handler works with: made once by the command line, kept on the app."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal, ParamSpec, Protocol, TypeVar, cast
+
+from fastapi import Request as HttpRequest
+
+import leoserve
+from leoserve.engine.request import EngineStats, Ready, Request, TokenOutput
+from leoserve.metrics import Metrics
+from leoserve.settings import Settings
+from leoserve.text.template import ChatTemplate
+from leoserve.text.tokenizer import Tokenizer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+State = Literal["loading", "ready", "restarting", "draining", "failed"]
+
+
+class Engine(Protocol):
+    """The part of `engine.client.EngineClient` that the API uses."""
+
+    @property
+    def state(self) -> State: ...
+    @property
+    def ready(self) -> Ready | None: ...
+    @property
+    def stats(self) -> EngineStats: ...
+    @property
+    def healthy(self) -> bool: ...
+    def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]: ...
+    def abort(self, request_id: str, index: int | None = None) -> None: ...
+
+
+async def nothing() -> None:
+    """The default of the start-up and shutdown hooks."""
+
+
+def text_threads() -> ThreadPoolExecutor:
+    """Where templates are rendered and texts tokenized; the tokenizer releases the GIL."""
+    return ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="leoserve-text")
+
+
+@dataclass
+class ServerContext:
+    """`model_ids`: the names the model answers to, first the one it calls itself. `created`: Unix time."""
+
+    settings: Settings
+    engine: Engine
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    model_ids: list[str]
+    created: int
+    metrics: Metrics
+    on_startup: Callable[[], Awaitable[None]] = nothing
+    on_shutdown: Callable[[], Awaitable[None]] = nothing
+    threads: ThreadPoolExecutor = field(default_factory=text_threads)
+    seeds: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seeds = random.Random(self.settings.seed)
+        self.metrics.watch(self.model_ids[0], self.engine)
+
+    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `function` off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, lambda: function(*args, **kwargs))
+
+    def fingerprint(self) -> str:
+        """`system_fingerprint`: equal for equal builds serving the same model in the same way."""
+        ready = self.engine.ready
+        how = (ready.dtype, ready.device, ready.attention) if ready else ()
+        text = repr((leoserve.__version__, self.model_ids[0], how))
+        return "fp_" + hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def context_of(request: HttpRequest) -> ServerContext:
+    return cast(ServerContext, request.app.state.context)

@@ -1,0 +1,142 @@
+"""One API request on the engine: submit all its prompts, follow all its answers, abort what nobody waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from fastapi import Request as HttpRequest
+
+from leoserve.api.context import Engine, ServerContext
+from leoserve.api.errors import ClientGone, internal_error, unavailable
+from leoserve.api.record import Record
+from leoserve.api.stream import Choice, Delta, TextOptions
+from leoserve.engine.client import EngineRefused, EngineUnavailable
+from leoserve.engine.request import Request, TokenLogprobs, TokenOutput
+from leoserve.metrics import Finish
+
+T = TypeVar("T")
+
+
+async def unless_gone(request: HttpRequest, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client goes away. Raises ClientGone then.
+
+    The body of `request` must have been read.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for future in (task, gone):
+            future.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def disconnected(request: HttpRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def outputs(engine: Engine, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, TokenOutput], None]:
+    """The outputs of all `requests`, as they come, each with its request's number. Closing it, or the failure of one
+    request, aborts them all."""
+    if len(requests) == 1:
+        async with aclosing(engine.generate(requests[0])) as stream:
+            async for output in stream:
+                yield 0, output
+        return
+    queue: asyncio.Queue[tuple[int, TokenOutput | Exception | None]] = asyncio.Queue()
+
+    async def follow(number: int) -> None:
+        try:
+            async with aclosing(engine.generate(requests[number])) as stream:
+                async for output in stream:
+                    queue.put_nowait((number, output))
+            queue.put_nowait((number, None))
+        except Exception as error:
+            queue.put_nowait((number, error))
+
+    tasks = [asyncio.create_task(follow(number)) for number in range(len(requests))]
+    try:
+        running = len(tasks)
+        while running:
+            number, item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield number, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@dataclass
+class Generation:
+    """The answers to one API request: choice j of prompt i is choice i * n + j.
+
+    prompt_logprobs: by prompt, once the engine has sent them
+    """
+
+    context: ServerContext
+    record: Record
+    requests: list[Request]
+    options: TextOptions
+    choices: list[Choice] = field(init=False)
+    prompt_logprobs: dict[int, list[TokenLogprobs | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tokenizer = self.context.tokenizer
+        self.choices = [
+            Choice(number * request.params.n + index, tokenizer, self.options, request.prompt)
+            for number, request in enumerate(self.requests)
+            for index in range(request.params.n)
+        ]
+        self.record.prompt_tokens = sum(len(request.prompt) for request in self.requests)
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """What each output adds, until every choice has ended. Raises EngineError or ApiError."""
+        reason: Finish | None = "abort"
+        try:
+            async with aclosing(outputs(self.context.engine, self.requests)) as stream:
+                async for number, output in stream:
+                    request = self.requests[number]
+                    choice = self.choices[number * request.params.n + output.index]
+                    if choice.finish is None:
+                        yield self._take(number, request, choice, output)
+        except (EngineRefused, EngineUnavailable):
+            reason = None  # it never began
+            raise
+        except Exception:
+            reason = "error"
+            raise
+        finally:
+            for choice in self.choices:
+                if choice.finish is None and reason is not None:
+                    self.record.note_end(choice, reason)
+
+    def _take(self, number: int, request: Request, choice: Choice, output: TokenOutput) -> Delta:
+        if output.finish_reason == "error":
+            raise internal_error(f"The model could not answer this request: {output.error or 'unknown error'}.")
+        if output.finish_reason == "abort":
+            raise unavailable("draining", 5)
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs[number] = output.prompt_logprobs
+        self.record.note(number, choice, output)
+        before = choice.generated
+        delta = choice.push(output)
+        self.record.generated_tokens += choice.generated - before
+        if delta.finish is not None:
+            self.record.note_end(choice, delta.finish)
+            if output.finish_reason is None:
+                self.context.engine.abort(request.request_id, output.index)
+        return delta

@@ -1,0 +1,205 @@
+"""The rules that all bodies follow, and the fields that chats and completions share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError, PydanticUndefined
+
+from leoserve.api.errors import bad_request
+
+INT64 = 2**63
+MAX_STOPS = 4
+MAX_STOP_LENGTH = 1024  # characters
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_LENGTH = 256  # characters
+MAX_LOGPROBS = 20
+
+# Names of the branches of a union; they are no part of a field's name in an error.
+BRANCHES = frozenset({"<text>", "<texts>", "<tokens>", "<token lists>", "<parts>"})
+
+
+class Body(BaseModel):
+    """An object of a request. Types are strict, numbers finite, and null means the default.
+
+    Fields that nobody knows are kept aside, for `unknown_fields`.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def null_is_the_default(cls, value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        if value is None and info.field_name is not None:
+            default = cls.model_fields[info.field_name].get_default(call_default_factory=True, validated_data={})
+            if default is not PydanticUndefined:
+                return default
+        return validate(value)
+
+    def unknown_fields(self, path: str = "") -> Iterator[str]:
+        """The paths of all fields that no model has a name for, in this object and in those inside it."""
+        for name in self.__pydantic_extra__ or {}:
+            yield path + name
+        for name, value in self:
+            if isinstance(value, Body):
+                yield from value.unknown_fields(f"{path}{name}.")
+            elif isinstance(value, list):
+                for index, item in enumerate(value):
+                    if not isinstance(item, Body):
+                        break
+                    yield from item.unknown_fields(f"{path}{name}[{index}].")
+
+
+def fault(message: str) -> PydanticCustomError:
+    """An error of a validator; braces in `message` stand for themselves."""
+    return PydanticCustomError("unacceptable", "{message}", {"message": message})
+
+
+def only(*neutral: Any) -> AfterValidator:
+    """For a field whose effect this server does not have: only null or a value of `neutral` is taken."""
+
+    def check(value: Any) -> Any:
+        if value is None or any(value == allowed and type(value) is type(allowed) for allowed in neutral):
+            return value
+        accepted = f"; accepted: {', '.join(map(repr, neutral))}" if neutral else ""
+        raise fault(f"This server does not support it{accepted}")
+
+    return AfterValidator(check)
+
+
+Unsupported = Annotated[Any, only()]
+
+
+def unsupported(accepted: str = "null") -> Any:
+    return Field(None, description=f"Not supported: only {accepted} is accepted.")
+
+
+def ignored(description: str = "Accepted for compatibility, without effect.") -> Any:
+    return Field(None, description=description)
+
+
+def text_or_texts(value: Any) -> str:
+    return "<texts>" if isinstance(value, list) else "<text>"
+
+
+def bounded(limit: int) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if not 1 <= len(text) <= limit:
+            raise fault(f"Should have 1 to {limit} characters")
+        return text
+
+    return check
+
+
+StopString = Annotated[str, AfterValidator(bounded(MAX_STOP_LENGTH))]
+BadWord = Annotated[str, AfterValidator(bounded(MAX_BAD_WORD_LENGTH))]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Stop = Annotated[
+    Annotated[StopString, Tag("<text>")] | Annotated[list[StopString], Field(max_length=MAX_STOPS), Tag("<texts>")],
+    Discriminator(text_or_texts),
+]
+
+
+class StreamOptions(Body):
+    include_usage: bool = Field(
+        False, description="Every chunk has `usage: null`, and one more before the end has the usage of the request."
+    )
+    include_obfuscation: bool = Field(
+        False, description="Pad every chunk with random characters, so that its size says little about its text."
+    )
+    continuous_usage_stats: bool = Field(False, description="Every chunk has the usage up to it.")
+
+
+class SamplingFields(Body):
+    """The fields that chats and completions share."""
+
+    model: str = Field(description="The name of a served model, as /v1/models lists it.")
+    temperature: float = Field(1.0, ge=0, le=2, description="0 always takes the most likely token.")
+    top_p: float = Field(
+        1.0, ge=0, le=1, description="Sample from the fewest tokens that have this probability together."
+    )
+    top_k: int = Field(0, ge=-1, lt=2**31, description="Sample from this many most likely tokens; 0 or -1: from all.")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Drop tokens less likely than this share of the most likely one's probability."
+    )
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="Against tokens that were generated already.")
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="Against tokens by how often they were generated.")
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=100, description="Divides the logits of tokens in prompt and answer; 1 is none."
+    )
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict, description="Token id to what is added to its logit, -100 to 100."
+    )
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = Field(
+        None, description="Sample only these tokens."
+    )
+    bad_words: list[BadWord] = Field(
+        default_factory=list, max_length=MAX_BAD_WORDS, description="Words that the answer must not contain."
+    )
+    seed: int | None = Field(
+        None, ge=-INT64, lt=INT64, description="Equal requests with equal seeds get equal answers. Default: random."
+    )
+    n: int = Field(1, ge=1, le=1024, description="How many answers, up to the server's limit (128 by default).")
+    stop: Stop | None = Field(
+        None, description=f"Up to {MAX_STOPS} texts that end the answer; they are no part of it."
+    )
+    stop_token_ids: list[TokenId] = Field(
+        default_factory=list, max_length=1024, description="More tokens that end the answer."
+    )
+    include_stop_str_in_output: bool = Field(False, description="The stop text or token is part of the answer.")
+    ignore_eos: bool = Field(False, description="Generate on after the model's end of turn and of text.")
+    min_tokens: int = Field(0, ge=0, lt=2**31, description="The answer does not end before it has this many tokens.")
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Log-probabilities of the prompt's tokens and of this many others."
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, lt=2**31, description="Keep only this many tokens of the prompt's end; -1: as many as fit."
+    )
+    skip_special_tokens: bool = Field(True, description="Leave control tokens out of the text.")
+    return_token_ids: bool = Field(
+        False,
+        description="Also return `prompt_token_ids` and `token_ids`; they and the log-probabilities then include the "
+        "token that ended the answer.",
+    )
+    stream: bool = Field(False, description="Send the answer as server-sent events while it is generated.")
+    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+    priority: int = Field(0, ge=-(2**31), lt=2**31, description="Requests with a lower number are served earlier.")
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="Share cached prompt beginnings only with requests of the same salt."
+    )
+
+    user: str | None = ignored()
+    metadata: dict[str, Any] | None = ignored()
+    store: bool | None = ignored()
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = ignored()
+    safety_identifier: str | None = ignored()
+    prompt_cache_key: str | None = ignored()
+    prompt_cache_options: dict[str, Any] | None = ignored()
+    prompt_cache_retention: str | None = ignored()
+
+    structured_outputs: Unsupported = unsupported()
+    guided_json: Unsupported = unsupported()
+    guided_regex: Unsupported = unsupported()
+    guided_choice: Unsupported = unsupported()
+    guided_grammar: Unsupported = unsupported()
+
+    def check(self) -> None:
+        """What one field says about another. Raises ApiError."""
+        if self.stream_options is not None and not self.stream:
+            raise bad_request("'stream_options' is only allowed when 'stream' is true.", "stream_options")
+
+    @property
+    def stop_strings(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []

@@ -1,0 +1,81 @@
+"""From the bytes of a request to its checked body."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
+
+from leoserve.api.context import context_of
+from leoserve.api.errors import ApiError, ClientGone, bad_request, shorten
+from leoserve.api.protocol.base import BRANCHES, SamplingFields
+
+B = TypeVar("B", bound=SamplingFields)
+MAX_FAULTS = 5  # faults that one message names
+
+
+async def read_body(request: Request, model: type[B]) -> B:
+    """The body of `request`, valid in itself. Raises ApiError.
+
+    Fields that nobody knows are refused, or left in `request.state.unknown_fields` where the settings say so.
+    """
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        # Also what keeps a foreign web page from posting here without asking first (a CORS "simple request").
+        raise ApiError(415, f"The body must be application/json, not {shorten(media_type)}.", code="unsupported_media")
+    try:
+        raw = await request.body()
+    except ClientDisconnect:
+        raise ClientGone from None
+    try:
+        body = model.model_validate_json(raw)
+    except ValidationError as error:
+        raise as_bad_request(error) from None
+    unknown = list(body.unknown_fields())
+    if unknown and context_of(request).settings.unknown_fields == "reject":
+        names = ", ".join(shorten(name) for name in unknown[:MAX_FAULTS])
+        plural = "s" if len(unknown) > 1 else ""
+        raise bad_request(f"Unrecognized request argument{plural} supplied: {names}", shorten(unknown[0]))
+    request.state.unknown_fields = unknown
+    body.check()
+    return body
+
+
+def as_bad_request(error: ValidationError) -> ApiError:
+    """400 with the first faults that pydantic found, by the names the client used."""
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    if faults[0]["type"] == "json_invalid":
+        return bad_request(f"We could not parse the JSON body of your request. {faults[0]['msg']}.")
+    messages = []
+    for item in faults[:MAX_FAULTS]:
+        path = field_path(item["loc"])
+        missing = item["type"] == "missing"
+        if missing:
+            messages.append(f"Missing required parameter: '{path}'.")
+        else:
+            messages.append(f"Invalid '{path}': {item['msg']}." if path else f"{item['msg']}.")
+    if len(faults) > MAX_FAULTS:
+        messages.append(f"({len(faults) - MAX_FAULTS} more)")
+    return bad_request(" ".join(messages), field_path(faults[0]["loc"]) or None)
+
+
+def field_path(location: tuple[int | str, ...]) -> str:
+    """`("messages", 0, "content")` as `messages[0].content`."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part not in BRANCHES:
+            path += f".{shorten(part)}" if path else shorten(part)
+    return path
+
+
+def warning_headers(request: Request) -> dict[str, str]:
+    """The header that names the unknown fields that were let pass."""
+    unknown: list[str] = getattr(request.state, "unknown_fields", [])
+    if not unknown:
+        return {}
+    names = ", ".join(shorten(name) for name in unknown[:MAX_FAULTS])
+    return {"x-leoserve-warning": f"unknown fields without effect: {names}".encode("ascii", "replace").decode()}

@@ -1,0 +1,146 @@
+"""From the engine's tokens to what a client may see: text, log-probabilities, ends. Both endpoints share it.
+
+Text that may yet become a stop string is held back, and with it the tokens that it came from.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from leoserve.engine.request import TokenLogprobs, TokenOutput
+from leoserve.text.detokenize import Detokenizer
+from leoserve.text.stop import StopStrings
+from leoserve.text.tokenizer import Tokenizer
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """How the tokens of one request become text.
+
+    stop: the stop strings; include_stop: the stop string or token that ended the answer belongs to it
+    min_tokens: before this many tokens stop strings are not looked for
+    logprobs: how many alternatives to report beside each chosen token; None reports no tokens
+    token_ids: report the tokens, and also those that the text does not show (of the stop string; the stop token)
+    max_tokens: 0 drops the one token that the engine generates at least
+    """
+
+    stop: Sequence[str] = ()
+    include_stop: bool = False
+    skip_special: bool = True
+    min_tokens: int = 0
+    logprobs: int | None = None
+    token_ids: bool = False
+    max_tokens: int | None = None
+
+
+@dataclass(slots=True)
+class Token:
+    """One generated token. Its text is [start, end) of the answer's characters; empty for part of a character."""
+
+    id: int
+    start: int
+    end: int
+    logprobs: TokenLogprobs | None
+
+
+@dataclass(slots=True)
+class Delta:
+    """What one output of the engine adds to a choice. `tokens`: those whose text is now certain, if asked for."""
+
+    index: int
+    first: bool = False
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    finish: Finish | None = None
+
+
+class Choice:
+    """One answer in the making. `index` is the one that the client sees."""
+
+    def __init__(self, index: int, tokenizer: Tokenizer, options: TextOptions, prompt: Sequence[int]) -> None:
+        self.index = index
+        self.options = options
+        self.generated = 0  # tokens, also those not shown
+        self.finish: Finish | None = None
+        self.logprob_sum = 0.0
+        self.first_at = self.last_at = 0.0  # time.monotonic() of the first and the last tokens
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=options.skip_special, prompt_ids=prompt)
+        self._stops = StopStrings(options.stop, include=options.include_stop) if options.stop else None
+        self._keep_tokens = options.logprobs is not None or options.token_ids
+        self._decoded = 0  # characters of text, also those held back
+        self._shown = 0  # characters given out
+        self._waiting: deque[Token] = deque()
+        self._started = False
+
+    @property
+    def mean_logprob(self) -> float:
+        return self.logprob_sum / max(self.generated, 1)
+
+    def push(self, output: TokenOutput) -> Delta:
+        """Take in an output that is not an error. Afterwards `finish` says whether the choice has ended."""
+        delta = Delta(self.index, first=not self._started)
+        self._started = True
+        token_ids = output.token_ids if self.options.max_tokens != 0 else []
+        for position, token in enumerate(token_ids):
+            self.generated += 1
+            logprobs = output.logprobs[position] if output.logprobs is not None else None
+            if logprobs is not None:
+                self.logprob_sum += logprobs.logprob
+            is_stop = output.stop_token is not None and position == len(token_ids) - 1
+            shown = not is_stop or self.options.include_stop
+            self._add(delta, token, logprobs, shown)
+            if delta.finish is not None:
+                break
+        if delta.finish is None and output.finish_reason is not None:
+            self._end(delta, "length" if self.options.max_tokens == 0 or output.finish_reason == "length" else "stop")
+        self.finish = delta.finish
+        return delta
+
+    def _add(self, delta: Delta, token: int, logprobs: TokenLogprobs | None, shown: bool) -> None:
+        """Add one token; one that is not `shown` has no text."""
+        text = self._detokenizer.push(token) if shown else ""
+        start = self._decoded
+        self._decoded += len(text)
+        if self._keep_tokens and (shown or self.options.token_ids):
+            self._waiting.append(Token(token, start, self._decoded, logprobs))
+        self._show(delta, text, look_for_stops=self.generated >= self.options.min_tokens)
+
+    def _show(self, delta: Delta, text: str, *, look_for_stops: bool = True) -> None:
+        """Give out `text` as far as it is safe, and the tokens it completes. Sets `finish` at a stop string."""
+        found = None
+        if self._stops is not None and look_for_stops:
+            text, found = self._stops.push(text)
+        delta.text += text
+        self._shown += len(text)
+        if found is not None:
+            delta.finish = "stop"
+            self._release_all(delta)
+        elif text:
+            while self._waiting and self._waiting[0].end <= self._shown:
+                delta.tokens.append(self._waiting.popleft())
+
+    def _end(self, delta: Delta, finish: Finish) -> None:
+        """The engine ended the choice: what was held back is text after all, unless it completes a stop string."""
+        rest = self._detokenizer.flush()
+        if rest:
+            self._decoded += len(rest)
+            self._show(delta, rest)
+        if delta.finish is None:
+            held = self._stops.flush() if self._stops is not None else ""
+            delta.text += held
+            self._shown += len(held)
+            delta.finish = finish
+            delta.tokens.extend(self._waiting)
+            self._waiting.clear()
+
+    def _release_all(self, delta: Delta) -> None:
+        """After a stop string: the tokens with a visible character, or all when their ids were asked for."""
+        for token in self._waiting:
+            if token.start < self._shown or self.options.token_ids:
+                delta.tokens.append(token)
+        self._waiting.clear()

@@ -1,0 +1,157 @@
+"""Prometheus metrics: what is observed as requests run, and what is read off the engine when someone scrapes.
+
+Own names begin with `leoserve_`. A few are also there under the names that routers and autoscalers know from vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal, Protocol, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+import leoserve
+from leoserve.engine.request import EngineStats, Ready
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# Seconds, 1 ms to 60 s, about two a doubling where people look for differences.
+LATENCY = (
+    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
+    1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0,
+)  # fmt: skip
+TOKENS = tuple(2.0**power for power in range(15))  # 1 to 16384
+
+Rejection = Literal["overloaded", "never_fits", "unavailable", "invalid", "unauthorized", "too_large"]
+Finish = Literal["stop", "length", "abort", "error"]
+
+
+class Engine(Protocol):
+    """What is read of the engine at a scrape."""
+
+    @property
+    def stats(self) -> EngineStats: ...
+    @property
+    def ready(self) -> Ready | None: ...
+
+
+class Metrics:
+    """The metrics of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.time_to_first_token = self._latency("time_to_first_token", "From a request's arrival to its first token.")
+        self.inter_token = self._latency("inter_token_latency", "Between two outputs of one answer, per token.")
+        self.time_per_output_token = self._latency(
+            "time_per_output_token", "Mean time between the tokens of one answer, first to last."
+        )
+        self.end_to_end = self._latency("e2e_request_latency", "From a request's arrival to its end.")
+        self.queue = self._latency("request_queue_time", "From a request's arrival to its first place in a step.")
+        self.prefill = self._latency("request_prefill_time", "From the first place in a step to the first token.")
+        self.decode = self._latency("request_decode_time", "From a request's first token to its last.")
+        self.prompt_tokens = self._tokens("request_prompt_tokens", "Tokens of one request's prompts.")
+        self.generation_tokens = self._tokens("request_generation_tokens", "Tokens of one request's answers.")
+        self._finished = Counter(
+            "leoserve_requests_finished", "Answers by why they ended.", ["reason"], registry=self.registry
+        )
+        self._rejected = Counter(
+            "leoserve_requests_rejected", "Requests that were not served, by why.", ["reason"], registry=self.registry
+        )
+        for reason in get_args(Finish):
+            self._finished.labels(reason)
+        for reason in get_args(Rejection):
+            self._rejected.labels(reason)
+        ProcessCollector(registry=self.registry)
+
+    def watch(self, model: str, engine: Engine) -> None:
+        """Tell of `engine` at every scrape. `model`: the name that its model calls itself."""
+        self.registry.register(EngineCollector(model, engine))
+
+    def finished(self, reason: Finish) -> None:
+        """One answer has ended."""
+        self._finished.labels(reason).inc()
+
+    def rejected(self, reason: Rejection) -> None:
+        """One request was not served."""
+        self._rejected.labels(reason).inc()
+
+    def render(self) -> bytes:
+        """The text that a scrape gets."""
+        return generate_latest(self.registry)
+
+    def _latency(self, name: str, documentation: str) -> Histogram:
+        return Histogram(f"leoserve_{name}_seconds", documentation, registry=self.registry, buckets=LATENCY)
+
+    def _tokens(self, name: str, documentation: str) -> Histogram:
+        return Histogram(f"leoserve_{name}", documentation, registry=self.registry, buckets=TOKENS)
+
+
+class EngineCollector(Collector):
+    """Reads the engine's last snapshot when someone scrapes; between scrapes it costs nothing."""
+
+    def __init__(self, model: str, engine: Engine) -> None:
+        self.model = model
+        self.engine = engine
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not ask the engine."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        stats, ready = self.engine.stats, self.engine.ready
+        usage = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
+        yield from self._own(stats, usage)
+        yield self._info(ready)
+        yield from self._vllm(stats, ready, usage)
+
+    def _own(self, stats: EngineStats, usage: float) -> Iterator[Metric]:
+        for name, documentation, value in (
+            ("requests_running", "Answers being computed.", stats.running),
+            ("requests_waiting", "Answers waiting for a place in a step.", stats.waiting),
+            ("kv_blocks", "Blocks of the key/value cache.", stats.blocks_total),
+            ("kv_blocks_used", "Blocks that a running answer holds.", stats.blocks_used),
+            ("kv_cache_usage_ratio", "Share of the blocks that running answers hold, 0 to 1.", usage),
+            ("last_step_tokens", "Tokens computed by the last step.", stats.step_tokens),
+            ("last_step_seconds", "Duration of the last step.", stats.step_seconds),
+        ):
+            yield GaugeMetricFamily(f"leoserve_{name}", documentation, value=value)
+        for name, documentation, total in (
+            ("engine_steps", "Steps computed.", stats.steps),
+            ("prompt_tokens", "Prompt tokens computed, without cached ones.", stats.prompt_tokens),
+            ("cached_tokens", "Prompt tokens that the prefix cache had.", stats.cached_tokens),
+            ("generation_tokens", "Tokens generated.", stats.generation_tokens),
+            ("preemptions", "Answers interrupted for want of blocks.", stats.preemptions),
+            ("prefix_cache_queries", "Tokens looked up in the prefix cache.", stats.prefix_queries),
+            ("prefix_cache_hits", "Tokens found in the prefix cache.", stats.prefix_hits),
+        ):
+            yield CounterMetricFamily(f"leoserve_{name}", documentation, value=total)
+
+    def _info(self, ready: Ready | None) -> Metric:
+        labels = {"version": leoserve.__version__, "model": self.model}
+        if ready is not None:
+            labels |= {"dtype": ready.dtype, "device": ready.device, "attention": ready.attention}
+        return InfoMetricFamily("leoserve", "What serves.", value=labels)
+
+    def _vllm(self, stats: EngineStats, ready: Ready | None, usage: float) -> Iterator[Metric]:
+        """One series each, under the names and with the meaning that vLLM gives them."""
+        for name, documentation, value in (
+            ("num_requests_running", "Answers being computed.", float(stats.running)),
+            ("num_requests_waiting", "Answers waiting for a place in a step.", float(stats.waiting)),
+            ("kv_cache_usage_perc", "Share of the blocks that running answers hold, 0 to 1.", usage),
+        ):
+            yield self._gauge(f"vllm:{name}", documentation, {"model_name": self.model}, value)
+        cache = {
+            "block_size": str(ready.block_size if ready else 0),
+            "num_gpu_blocks": str(ready.num_blocks if ready else 0),
+        }
+        yield self._gauge("vllm:cache_config_info", "Shape of the key/value cache.", cache, 1.0)
+        adapters = {"max_lora": "0", "running_lora_adapters": "", "waiting_lora_adapters": ""}
+        yield self._gauge("vllm:lora_requests_info", "LoRA adapters in use.", adapters, 0.0)
+
+    @staticmethod
+    def _gauge(name: str, documentation: str, labels: dict[str, str], value: float) -> Metric:
+        family = GaugeMetricFamily(name, documentation, labels=list(labels))
+        family.add_metric(list(labels.values()), value)
+        return family
