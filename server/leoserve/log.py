@@ -17,7 +17,7 @@ Format = Literal["text", "json"]
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 # Other people's loggers that say more than one line per event, and from which level on they are heard.
-LOUD = {"uvicorn": logging.WARNING, "httpx": logging.WARNING, "filelock": logging.WARNING, "asyncio": logging.WARNING}
+LOUD = {"uvicorn": logging.WARNING, "httpx2": logging.WARNING, "filelock": logging.WARNING, "asyncio": logging.WARNING}
 
 
 def configure(format: Format, level: str, *, requests: bool = True) -> None:

@@ -56,7 +56,7 @@ def serve(settings: Settings) -> int:
         tokenizer = Tokenizer.load(folder)
         template = ChatTemplate.load(folder, settings.chat_template, tokenizer)
         listen(listener)
-        tell_configuration(settings, folder)
+        tell_configuration(settings, folder, listener)
         progress = settings.log_format == "text"
         engine = EngineClient(settings.engine_config(folder, tokenizer.id_ranges, progress=progress))
         engine.spawn()
@@ -140,16 +140,22 @@ def locate(settings: Settings) -> tuple[Path, list[str]]:
     return folder, settings.served_model_name or [name]
 
 
-def tell_configuration(settings: Settings, folder: Path) -> None:
-    """What is about to be served, and which options are not at their default."""
+def tell_configuration(settings: Settings, folder: Path, listener: socket.socket) -> None:
+    """What is about to be served and where, and which options are not at their default."""
     chosen = settings.chosen()
+    address = f"http://{reachable(listener)}"
     if settings.log_format == "json":
-        logger.info("starting", extra={"version": leoserve.__version__, "folder": str(folder), "options": chosen})
+        extra = {"version": leoserve.__version__, "folder": str(folder), "address": address, "options": chosen}
+        logger.info("starting", extra=extra)
         return
-    options = (
-        ", ".join(f"{name} {value}" for name, value in chosen.items() if name != "model") or "all at their defaults"
+    options = ", ".join(f"{name} {value}" for name, value in chosen.items() if name != "model")
+    lines = (
+        f"leoserve {leoserve.__version__}",
+        f"  model      {folder}",
+        f"  address    {address}",
+        f"  options    {options or 'all at their defaults'}",
     )
-    print(f"leoserve {leoserve.__version__}\nmodel     {folder}\noptions   {options}", file=sys.stderr, flush=True)
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def tell_ready(
@@ -166,10 +172,10 @@ def tell_ready(
         block = f"""
 leoserve is ready after {seconds:.1f} s
 
-  base URL  {base}
-  model     {model}
-  runs on   {ready.device}, {ready.dtype}, {ready.attention} attention
-  context   {ready.max_model_len:_} tokens each, {room:_} in all ({ready.num_blocks:_} blocks of {ready.block_size})
+  base URL   {base}
+  model id   {model}
+  runs on    {ready.device}, {ready.dtype}, {ready.attention} attention
+  context    {ready.max_model_len:_} tokens each, {room:_} in all ({ready.num_blocks:_} blocks of {ready.block_size})
 
   {curl(base, model, chat=template.missing is None, keyed=keyed)}
 
