@@ -24,12 +24,16 @@ class ChatError(Exception):
 
 
 class Chat:
-    """One conversation with the server at `url` (with or without the final /v1)."""
+    """One conversation with the server at `url` (with or without the final /v1). Raises ChatError for no address."""
 
     def __init__(self, url: str, *, model: str | None, system: str | None, api_key: str | None) -> None:
         base = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self.http = httpx2.Client(base_url=base, headers=headers, timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT))
+        timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT)
+        try:
+            self.http = httpx2.Client(base_url=base, headers=headers, timeout=timeout)
+        except httpx2.InvalidURL:
+            raise ChatError(f"{url} is no address; it looks like http://127.0.0.1:8000") from None
         self.opening = [{"role": "system", "content": system}] if system else []
         self.messages = list(self.opening)
         self.model = model or ""
