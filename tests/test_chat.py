@@ -238,7 +238,7 @@ def test_what_a_model_writes_cannot_steer_the_terminal(server: CannedServer) -> 
     [
         ("http://127.0.0.1:9", "no server at http://127.0.0.1:9; start one with `leoserve serve`, or give its --url"),
         ("127.0.0.1:9", "no server at http://127.0.0.1:9; start one with `leoserve serve`, or give its --url"),
-        ("http://[1", "http://[1 is no address; it looks like http://127.0.0.1:8000"),
+        ("http://host:x", "http://host:x is no address; it looks like http://127.0.0.1:8000"),
         ("ftp://127.0.0.1", "ftp://127.0.0.1 is no OpenAI-compatible server; give the server's address as --url"),
     ],
 )
