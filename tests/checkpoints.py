@@ -150,7 +150,9 @@ def random_weights(shape: str, *, dtype: torch.dtype = torch.float32, seed: int 
     return weights | {"model.norm.weight": norm(), "lm_head.weight": matrix(VOCAB_ROWS, s.hidden, 0.1)}
 
 
-def write_weights(folder: Path, weights: dict[str, Tensor], fmt: Format, *, shards: int = 2, index: bool = True) -> None:
+def write_weights(
+    folder: Path, weights: dict[str, Tensor], fmt: Format, *, shards: int = 2, index: bool = True
+) -> None:
     """Write `weights` into `folder` as one file, or as `shards` files with an index (or without, `index=False`).
 
     The pickled formats also carry the `rotary_emb.inv_freq` buffers that transformers saved at LeoLM's time.

@@ -1,1 +1,15 @@
-"""Paged FlashAttention-2 and the fused kernels of leoserve."""
+"""Attention over a paged key-value cache: one contract, a plain reference, and faster ways to the same numbers."""
+
+from leokernels.attention import NAMES, Choice, attention, choose, new_cache, write_kv
+from leokernels.contract import AttentionMetadata, UnsupportedAttention
+
+__all__ = [
+    "NAMES",
+    "AttentionMetadata",
+    "Choice",
+    "UnsupportedAttention",
+    "attention",
+    "choose",
+    "new_cache",
+    "write_kv",
+]

@@ -1,0 +1,51 @@
+"""The truth: attention in plain torch and float32, row by row, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from leokernels.contract import AttentionMetadata
+
+
+def attention(
+    query: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    metadata: AttentionMetadata,
+    *,
+    scale: float,
+    window: int | None,
+    out: Tensor,
+) -> None:
+    """See contract.AttentionFunction."""
+    begin = 0
+    for row, (count, context) in enumerate(zip(metadata.query_lens, metadata.context_lens, strict=True)):
+        blocks = metadata.block_table[row].long()
+        keys = _gather(k_cache, blocks, context)
+        values = _gather(v_cache, blocks, context)
+        out[begin : begin + count] = _attend(query[begin : begin + count].float(), keys, values, scale, window)
+        begin += count
+
+
+def _gather(cache: Tensor, blocks: Tensor, context: int) -> Tensor:
+    """The first `context` slots of a sequence: [context, kv_heads, head_dim] float32."""
+    block_size = cache.shape[1]
+    used = blocks[: -(-context // block_size)]
+    return cache[used].flatten(0, 1)[:context].float()
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
+    """query [t, heads, dim], keys and values [context, kv_heads, dim] -> [t, heads, dim]; all float32."""
+    count, heads, dim = query.shape
+    context, kv_heads, _ = keys.shape
+    grouped = query.view(count, kv_heads, heads // kv_heads, dim)
+    scores = torch.einsum("tkgd,ckd->kgtc", grouped, keys) * scale
+    key = torch.arange(context, device=query.device)
+    position = torch.arange(context - count, context, device=query.device)[:, None]
+    visible = key <= position
+    if window is not None:
+        visible &= key > position - window
+    scores.masked_fill_(~visible, float("-inf"))
+    mixed = torch.einsum("kgtc,ckd->tkgd", scores.softmax(-1), values)
+    return mixed.reshape(count, heads, dim)

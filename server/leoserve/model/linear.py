@@ -1,0 +1,53 @@
+"""A linear layer, with its weight in the order that the CPU's matrix product reads fastest where oneDNN offers it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Rows of the smallest product whose rows have the same bits as those of a larger one, measured: packed from 2, torch's
+# own from 4. A step of fewer tokens is padded to it, so that an answer does not depend on what runs beside it.
+MIN_ROWS_PACKED = 2
+MIN_ROWS = 4
+
+
+class Linear:
+    """y = x Wᵀ. `weight` [out_features, in_features] is filled by the loader; `prepare` may replace it by a packed copy."""
+
+    def __init__(self, in_features: int, out_features: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape = (out_features, in_features)
+        self.weight: Tensor | None = torch.empty(out_features, in_features, dtype=dtype, device=device)
+        self._packed: Tensor | None = None
+
+    def prepare(self) -> None:
+        """Pack the weight and free the original, so that both exist for one matrix at a time only."""
+        if self.weight is not None and can_pack(self.weight):
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+            self.weight = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [rows, in_features] -> [rows, out_features]"""
+        if self._packed is not None:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
+            return y
+        if self.weight is None:
+            raise RuntimeError("a linear layer has neither its weight nor a packed one")
+        return F.linear(x, self.weight)
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether oneDNN's packed product is there for this weight and fast: float32, or bfloat16 with hardware for it."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    if weight.dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype is torch.float32
+
+
+def pad_rows(x: Tensor, rows: int) -> Tensor:
+    """x [n, ...] with its last row repeated until there are `rows`."""
+    missing = rows - x.shape[0]
+    return x if missing <= 0 else torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
