@@ -22,11 +22,14 @@ class ControlTokens:
         self.spellings = frozenset(spellings)
         self._forwards = sorted(self.spellings)
         self._backwards = sorted(spelling[::-1] for spelling in self.spellings)
-        self._lengths: dict[str, tuple[int, ...]] = {}  # by the first characters: a few lengths instead of all tokens
+        lengths: dict[str, set[int]] = {}  # by the first characters: a few lengths to try instead of all tokens
         for spelling in self.spellings:
-            head = spelling[:3]
-            self._lengths[head] = tuple({*self._lengths.get(head, ()), len(spelling)})
-        heads = "|".join(re.escape(head) for head in sorted(self._lengths, key=len, reverse=True))
+            lengths.setdefault(spelling[:3], set()).add(len(spelling))
+        for head in lengths:
+            for shorter in (head[:1], head[:2]):
+                lengths[head] |= lengths.get(shorter, set())
+        self._lengths = {head: tuple(sorted(found)) for head, found in lengths.items()}
+        heads = "|".join(re.escape(head) for head in sorted(lengths, key=len, reverse=True))
         self._heads = re.compile(f"(?=({heads}))" if heads else "(?!)", re.DOTALL)
         self._longest = max(map(len, self.spellings), default=0)
 
@@ -48,12 +51,13 @@ class ControlTokens:
         return "".join(pieces)
 
     def _starts(self, text: str) -> Iterable[int]:
+        spellings = self.spellings
         for match in self._heads.finditer(text):
             start = match.start()
-            heads = {match[1][:length] for length in (1, 2, 3)}
-            lengths = chain.from_iterable(self._lengths.get(head, ()) for head in heads)
-            if any(text[start : start + length] in self.spellings for length in lengths):
-                yield start
+            for length in self._lengths[match[1]]:
+                if text[start : start + length] in spellings:
+                    yield start
+                    break
 
     def _edges(self, text: str) -> Iterable[int]:
         """Templates may trim a text, so its edges are those with and without surrounding space."""

@@ -90,7 +90,7 @@ def _backend(folder: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
 def _converted(folder: Path) -> tokenizers.Tokenizer:
     """The tokenizer of a sentencepiece file, by transformers: an import of seconds, only where it is needed."""
     try:
-        for package in ("sentencepiece", "google.protobuf"):  # transformers would go on without them, and fail unclearly
+        for package in ("sentencepiece", "google.protobuf"):  # without them transformers fails less clearly
             import_module(package)
         from transformers import LlamaTokenizerFast
     except ImportError as error:

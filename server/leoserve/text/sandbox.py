@@ -122,10 +122,11 @@ class _Namespace(Namespace):
 
 def _watch(tree: nodes.Template) -> None:
     """Put a look at the clock at the beginning of every body that can run more than once."""
-    for kind in (nodes.For, nodes.Macro, nodes.CallBlock):
-        for node in tree.find_all(kind):
-            call = nodes.Call(nodes.Name(_TICK, "load"), [], [], None, None)
-            node.body.insert(0, nodes.ExprStmt(call).set_lineno(node.lineno))
+    repeated: list[nodes.For | nodes.Macro | nodes.CallBlock] = [*tree.find_all(nodes.For)]
+    repeated += [*tree.find_all(nodes.Macro), *tree.find_all(nodes.CallBlock)]
+    for node in repeated:
+        call = nodes.Call(nodes.Name(_TICK, "load"), [], [], None, None)
+        node.body.insert(0, nodes.ExprStmt(call).set_lineno(node.lineno))
 
 
 def _raise_exception(message: str) -> None:

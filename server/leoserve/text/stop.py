@@ -48,7 +48,7 @@ class StopStrings:
             if stop is not None:
                 return self._end(text[: position + 1], stop), stop
         text = self._held + text
-        self._pending = max(self._matched)
+        self._pending = max(self._matched, default=0)
         sent = len(text) if self._include else len(text) - self._pending  # a match that is shown need not be held
         self._held = text[sent:]
         return text[:sent], None

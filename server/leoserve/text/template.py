@@ -140,12 +140,14 @@ class ChatTemplate:
             raise TemplateError(f"the chat template fails on this chat: {type(error).__name__}: {error}") from error
 
     def _marked_message(self, message: Mapping[str, Any], mark: str) -> dict[str, Any]:
-        marked = {key: self._marked(value, mark) for key, value in message.items()}
-        role = message.get("role")
-        if role in ROLES:
-            marked["role"] = "system" if role == "developer" else role
-        if self._tokenizer and isinstance(content := message.get("content"), str):
-            marked["content"] = self._tokenizer.control.mark(content, mark, edges=True)
+        marked: dict[str, Any] = {}
+        for key, value in message.items():
+            if key == "role" and value in ROLES:
+                marked[key] = "system" if value == "developer" else value
+            elif key == "content" and isinstance(value, str) and self._tokenizer:
+                marked[key] = self._tokenizer.control.mark(value, mark, edges=True)
+            else:
+                marked[key] = self._marked(value, mark)
         return marked
 
     def _marked(self, value: Any, mark: str) -> Any:

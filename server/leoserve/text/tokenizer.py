@@ -174,12 +174,11 @@ class Tokenizer:
             ids = self._plain.encode(self._separator + text, add_special_tokens=False).ids[1:]
         if self.control_ids.isdisjoint(ids):
             return ids
-        return [part for token in ids for part in self._spelled(token)]
+        spelled = {token: self._spelled(token) for token in self.control_ids.intersection(ids)}
+        return [part for token in ids for part in spelled.get(token, (token,))]
 
     def _spelled(self, token: int) -> list[int]:
         """A control token that merges made from plain text, spelled with smaller tokens."""
-        if token not in self.control_ids:
-            return [token]
         ids: list[int] = []
         for character in self.vocabulary.pieces[token].decode():
             data = character.encode()
