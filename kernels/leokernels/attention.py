@@ -24,7 +24,7 @@ class Implementation:
     dtypes: tuple[torch.dtype, ...] = ()
     head_dims: tuple[int, ...] = ()
     block_multiple: int = 1
-    capability: tuple[int, int] = (0, 0)  # at least, of a CUDA device
+    capability: tuple[int, int] | None = None  # at least; of CUDA devices only
     keys_transposed: bool = False  # how new_cache lays keys out for it
 
     def obstacle(self, device: torch.device, dtype: torch.dtype, head_dim: int, block_size: int) -> str | None:
@@ -37,7 +37,7 @@ class Implementation:
             return f"it has head sizes {', '.join(map(str, self.head_dims))}, not {head_dim}"
         if block_size % self.block_multiple:
             return f"it needs blocks of a multiple of {self.block_multiple} tokens, not {block_size}"
-        if device.type == "cuda" and torch.cuda.get_device_capability(device) < self.capability:
+        if self.capability and torch.cuda.get_device_capability(device) < self.capability:
             return f"it needs compute capability {self.capability[0]}.{self.capability[1]}"
         return None
 
@@ -95,10 +95,10 @@ def new_cache(
     device: torch.device,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    """One layer's keys and values, each [num_blocks, block_size, kv_heads, head_dim], laid out as `implementation` reads.
+    """One layer's keys and values, each [num_blocks, block_size, kv_heads, head_dim], as `implementation` reads them.
 
-    Zeros, so that on a host a page costs memory only once it is used. The keys' strides, and for bfloat16 on a CPU their
-    dtype (float16, of the same size), are the implementation's own affair: index and copy whole blocks, never reshape.
+    Zeros, so that on a host a page costs memory only once it is used. The keys' strides, and for bfloat16 on a CPU
+    their dtype (float16, of the same size), are the implementation's affair: index and copy whole blocks, never reshape.
     """
     entry = _entry(implementation)
     values = torch.zeros(num_blocks, block_size, kv_heads, head_dim, dtype=dtype, device=device)

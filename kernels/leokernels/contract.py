@@ -1,9 +1,10 @@
 """The attention contract: ragged queries over paged keys and values, with explicit metadata.
 
-Row `r` of a step has `query_lens[r]` query tokens, the last of the `context_lens[r]` tokens of its sequence. Query `i` of
-the row is at position `context_lens[r] - query_lens[r] + i` and sees the keys at positions `j` up to its own, of which a
-sliding window leaves the last `window` (the query's own among them). Key `j` of the row is in slot `j % block_size` of
-block `block_table[r, j // block_size]`. Slots that no query sees may hold anything, NaN too; nothing of them gets through.
+Row `r` of a step has `query_lens[r]` query tokens, the last of the `context_lens[r]` tokens of its sequence. Query `i`
+of the row is at position `context_lens[r] - query_lens[r] + i` and sees the keys at positions `j` up to its own, of
+which a sliding window leaves the last `window` (the query's own among them). Key `j` of the row is in slot
+`j % block_size` of block `block_table[r, j // block_size]`. Slots that no query sees may hold anything, NaN too; nothing
+of them gets through.
 """
 
 from __future__ import annotations
@@ -33,9 +34,7 @@ class AttentionMetadata:
     slot_mapping: Tensor  # [T] int64, block * block_size + offset: where each token's key and value go
     query_lens: list[int]
     context_lens: list[int]
-    plans: dict[Hashable, object] = field(
-        default_factory=dict
-    )  # what an implementation derived from it, for all layers
+    plans: dict[Hashable, object] = field(default_factory=dict)  # derived from it, for all layers
 
 
 class AttentionFunction(Protocol):

@@ -7,8 +7,8 @@ indices, in float32: exactly what a walk through paged values needs. The values 
 copied, each bag is summed by one thread, and nothing of it depends on other rows.
 
 Prefill rows. torch's fused attention over the row's context, gathered into a contiguous piece. Padding the context to
-whole splits of its inner loop, and the queries to whole blocks, makes a token's sums the same however its prompt was cut
-into chunks.
+whole splits of its inner loop, and the queries to whole blocks, makes a token's sums the same however its prompt was
+cut into chunks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KEPT_INDICES = 64_000_000  # of a step: beyond, they are made anew in every laye
 
 
 def key_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of cached keys: float16 for bfloat16, because the scores come out in it and eight bits are too few for an exponent.
+    """Of cached keys: float16 for bfloat16, because the scores come out in it, and eight bits are few for an exponent.
 
     Every bfloat16 between 2**-14 and 65504 in size is exact in float16.
     """
@@ -130,6 +130,7 @@ class _PrefillRow:
     begin: int  # of its tokens among all
     count: int
     blocks: Tensor  # [n] int64, those with keys that it sees
+    unseen: int  # keys at their beginning that a window hides from all of its queries
     keys: int  # in them, up to the last query
     mask: Tensor  # [1, 1, padded queries, padded keys]: 0 or -inf, of the query's dtype
 
@@ -183,7 +184,7 @@ def _decode_rows(
 
 
 def _rounded(blocks: int) -> int:
-    """Up to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, …: rows of similar length go together, whatever rows there are."""
+    """Up to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, …: rows of similar length go together."""
     power = 1 << (blocks - 1).bit_length()
     return power * 3 // 4 if blocks <= power * 3 // 4 else power
 
@@ -217,7 +218,8 @@ def _prefill_plan(metadata: AttentionMetadata, layout: _Layout, dtype: torch.dty
         if layout.window is not None:
             visible &= key > query - layout.window
         mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
-        rows.append(_PrefillRow(begin, count, blocks, context - first, mask[None, None]))
+        unseen = 0 if layout.window is None else max(0, context - count + 1 - layout.window - first)
+        rows.append(_PrefillRow(begin, count, blocks, unseen, context - first, mask[None, None]))
         begin += count
     return rows
 
@@ -238,9 +240,11 @@ def _prefill(query: Tensor, k_cache: Tensor, v_cache: Tensor, row: _PrefillRow, 
     keys[:, : used * block_size].view(kv_heads, used, block_size, head_dim).copy_(
         k_cache[row.blocks].permute(2, 0, 1, 3)
     )
+    keys[:, : row.unseen] = 0
     keys[:, row.keys :] = 0
     values = query.new_empty(room, kv_heads, head_dim)
     values[: used * block_size] = v_cache[row.blocks].flatten(0, 1)
+    values[: row.unseen] = 0
     values[row.keys :] = 0
     mixed = F.scaled_dot_product_attention(
         queries.transpose(0, 1)[None],

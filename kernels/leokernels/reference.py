@@ -47,5 +47,6 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, scale: float, window: i
     if window is not None:
         visible &= key > position - window
     scores.masked_fill_(~visible, float("-inf"))
+    values = values.masked_fill(~visible.any(0)[:, None, None], 0)  # zero times NaN is NaN
     mixed = torch.einsum("kgtc,ckd->tkgd", scores.softmax(-1), values)
     return mixed.reshape(count, heads, dim)

@@ -1,7 +1,7 @@
 """What a checkpoint's config.json says about its network, in every spelling that LeoLM's repositories use.
 
-Whatever would change the computation and is not served is refused here with one line. `auto_map`, which points at Python
-code in the repository, is never followed: the network it would build is the plain one.
+Whatever would change the computation and is not served is refused here with one line. `auto_map`, which points at
+Python code in the repository, is never followed: the network it would build is the plain one.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 _KNOWN = frozenset(_NEUTRAL) | {
     "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "head_dim", "hidden_size",
     "initializer_range", "intermediate_size", "layer_types", "max_position_embeddings", "model_type",
-    "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "pad_token_id", "rms_norm_eps", "rope_parameters",
-    "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "torch_dtype", "vocab_size",
+    "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "pad_token_id", "rms_norm_eps",
+    "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "torch_dtype", "vocab_size",
     "attention_dropout", "attn_implementation", "chunk_size_feed_forward", "id2label", "is_decoder", "label2id",
     "output_attentions", "output_hidden_states", "pretraining_tp", "problem_type", "return_dict", "torchscript",
     "transformers_version", "use_cache",

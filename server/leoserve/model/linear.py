@@ -13,7 +13,7 @@ MIN_ROWS = 4
 
 
 class Linear:
-    """y = x Wᵀ. `weight` [out_features, in_features] is filled by the loader; `prepare` may replace it by a packed copy."""
+    """y = x Wᵀ. The loader fills `weight` [out_features, in_features]; `prepare` may replace it by a packed copy."""
 
     def __init__(self, in_features: int, out_features: int, *, dtype: torch.dtype, device: torch.device) -> None:
         self.shape = (out_features, in_features)
@@ -38,7 +38,7 @@ class Linear:
 
 def can_pack(weight: Tensor) -> bool:
     """Whether oneDNN's packed product is there for this weight and fast: float32, or bfloat16 with hardware for it."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or not torch._C.has_mkldnn:
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from leokernels import AttentionMetadata, attention, new_cache, write_kv
 from torch import Tensor
 
+from leokernels import AttentionMetadata, attention, new_cache, write_kv
 from leoserve.model.config import ModelConfig
 from leoserve.model.linear import MIN_ROWS, MIN_ROWS_PACKED, Linear, can_pack, pad_rows
 
@@ -39,7 +39,7 @@ class Llama:
         self._min_rows = _min_rows(self.embedding)
 
     def forward(self, tokens: Tensor, positions: Tensor, kv: Sequence[KeyValue], metadata: AttentionMetadata) -> Tensor:
-        """tokens [T] and positions [T] int64, one (keys, values) a layer -> hidden [T, hidden_size] after the last norm.
+        """tokens and positions [T] int64, one (keys, values) a layer -> hidden [T, hidden_size] after the last norm.
 
         Writes the T tokens' keys and values into the slots that the metadata name.
         """
@@ -177,9 +177,9 @@ def rotary_angles(config: ModelConfig, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotary positions: x [rows, heads, head_dim] by angles [rows, 2, 1, head_dim / 2]; halves are paired, not neighbours.
+    """Rotary positions: x [rows, heads, head_dim] by angles [rows, 2, 1, head_dim / 2].
 
-    In float32, rounded once to the dtype of x.
+    Element `i` is paired with `i + head_dim / 2`. In float32, rounded once to the dtype of x.
     """
     cos, sin = angles.unbind(1)  # each [rows, 1, head_dim / 2]
     first, second = x.float().chunk(2, dim=-1)
