@@ -131,7 +131,7 @@ async def serving(checkpoint: Path, tokenizer: Tokenizer, **options: Any) -> Asy
         task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
             await asyncio.sleep(0.001)
-        url = "http://127.0.0.1:%d" % listener.getsockname()[1]
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         key = settings.api_key[0] if settings.api_key else "none"
         async with (
             httpx.AsyncClient(base_url=url, timeout=60) as http,

@@ -18,7 +18,7 @@ from leoserve.api.logprobs import chat_logprobs, prompt_logprobs
 from leoserve.api.protocol.body import read_body
 from leoserve.api.protocol.chat import ChatRequest
 from leoserve.api.record import Record
-from leoserve.api.sampling import check_length, context_length, request_seed, sampling_params, truncated
+from leoserve.api.sampling import check_length, check_size, context_length, sampling_params, truncated
 from leoserve.api.stream import Delta, TextOptions, Token
 from leoserve.engine.request import Request
 from leoserve.text.template import TemplateError
@@ -43,6 +43,7 @@ def prepare(context: ServerContext, body: ChatRequest, record: Record, salt: str
     """Render, tokenize and check against the context's length. Raises ApiError. Runs in a thread."""
     record.id = f"chatcmpl-{uuid.uuid4().hex}"
     limit = context_length(context)
+    check_size(context, body, (message.text() for message in body.messages), "messages")
     prompt = render(context, body)
     prompt = truncated(prompt, body, limit - (body.max_answer or 1), context.tokenizer.bos_id)
     max_tokens = check_length(len(prompt), body.max_answer, limit, "messages")
@@ -53,7 +54,6 @@ def prepare(context: ServerContext, body: ChatRequest, record: Record, salt: str
         choices=body.n,
         logprobs=body.wanted_logprobs,
         prompt_logprobs=body.prompt_logprobs,
-        seed=request_seed(context, body),
     )
     options = TextOptions(
         stop=body.stop_strings,

@@ -20,9 +20,9 @@ from leoserve.api.protocol.completions import MAX_PROMPTS, CompletionRequest
 from leoserve.api.record import Record
 from leoserve.api.sampling import (
     check_length,
+    check_size,
     check_tokens,
     context_length,
-    request_seed,
     sampling_params,
     truncated,
 )
@@ -50,14 +50,13 @@ async def create(request: HttpRequest) -> Response:
 def prepare(context: ServerContext, body: CompletionRequest, record: Record, salt: str) -> Generation:
     """Tokenize and check every prompt. Raises ApiError. Runs in a thread."""
     record.id = f"cmpl-{uuid.uuid4().hex}"
-    seed = request_seed(context, body)
     requests = []
     for number, prompt in enumerate(prompt_tokens(context, body)):
         requests.append(
             Request(
                 request_id=f"{record.id}-{number}",
                 prompt=prompt,
-                params=parameters(context, body, (seed + number) % 2**64),
+                params=parameters(context, body),
                 arrival=record.arrival,
                 priority=body.priority,
                 salt=salt,
@@ -82,20 +81,22 @@ def prompt_tokens(context: ServerContext, body: CompletionRequest) -> Iterator[l
     limit = context_length(context)
     for number, prompt in enumerate(body.prompts):
         if isinstance(prompt, str):
+            check_size(context, body, [prompt], "prompt")
             tokens = tokenizer.encode(prompt, add_bos=body.add_special_tokens, control_tokens=True)
         else:
             check_tokens(tokenizer, prompt, "prompt")
             tokens = prompt
         if not tokens and tokenizer.bos_id is not None:
             tokens = [tokenizer.bos_id]
-        tokens = truncated(tokens, body, limit - max(body.max_tokens, 1), tokenizer.bos_id)
+        answer = max(body.max_tokens, 1)  # the engine generates at least one
+        tokens = truncated(tokens, body, limit - answer, tokenizer.bos_id)
         if not tokens:
             raise bad_request(f"Prompt {number} is empty, and the model has no token to begin with.", "prompt")
-        check_length(len(tokens), body.max_tokens, limit, "prompt")
+        check_length(len(tokens), answer, limit, "prompt")
         yield tokens
 
 
-def parameters(context: ServerContext, body: CompletionRequest, seed: int) -> SamplingParams:
+def parameters(context: ServerContext, body: CompletionRequest) -> SamplingParams:
     """`best_of` needs the log-probabilities of the answers it ranks, and an echo those of the prompt it tells."""
     ranked = body.choices > body.n
     echoed = body.logprobs if body.echo else None
@@ -107,7 +108,6 @@ def parameters(context: ServerContext, body: CompletionRequest, seed: int) -> Sa
         choices=body.choices,
         logprobs=0 if ranked and body.logprobs is None else body.logprobs,
         prompt_logprobs=max(wanted, default=None),
-        seed=seed,
     )
 
 

@@ -65,9 +65,11 @@ class ServerContext:
     on_shutdown: Callable[[], Awaitable[None]] = nothing
     threads: ThreadPoolExecutor = field(default_factory=text_threads)
     seeds: random.Random = field(init=False)
+    longest_token: int = field(init=False)  # bytes
 
     def __post_init__(self) -> None:
         self.seeds = random.Random(self.settings.seed)
+        self.longest_token = max(map(len, self.tokenizer.vocabulary.pieces))
         self.metrics.watch(self.model_ids[0], self.engine)
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

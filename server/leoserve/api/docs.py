@@ -35,7 +35,12 @@ def description(app: FastAPI) -> dict[str, Any]:
     _, schemas = models_json_schema(
         [(ChatRequest, "validation"), (CompletionRequest, "validation")], ref_template=REFERENCE + "{model}"
     )
-    document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # FastAPI's way of refusing; ours is OpenAI's
+    bearer = {"type": "http", "scheme": "bearer", "description": "Only needed where the server was given keys."}
+    document["components"] = {"schemas": schemas["$defs"], "securitySchemes": {"key": bearer}}
+    document["security"] = [{}, {"key": []}]
     return document
 
 
@@ -80,7 +85,8 @@ def kind(schema: dict[str, Any]) -> str:
         return str(schema["$ref"]).removeprefix(REFERENCE)
     for several in ("anyOf", "oneOf"):
         if several in schema:
-            return " | ".join(dict.fromkeys(kind(one) for one in schema[several]))
+            kinds = dict.fromkeys(kind(one) for one in schema[several])
+            return " | ".join(name for name in kinds if name != "null")
     if "enum" in schema:
         return " | ".join(msgspec.json.encode(value).decode() for value in schema["enum"])
     name = str(schema.get("type", "any"))

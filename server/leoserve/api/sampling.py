@@ -22,9 +22,11 @@ def sampling_params(
     choices: int,
     logprobs: int | None,
     prompt_logprobs: int | None,
-    seed: int,
 ) -> SamplingParams:
-    """The parameters of one prompt's `choices` answers of at most `max_tokens` tokens. Raises ApiError."""
+    """The parameters of one prompt's `choices` answers of at most `max_tokens` tokens. Raises ApiError.
+
+    A client's negative seed counts as its 64-bit pattern; without a seed each prompt gets a new one.
+    """
     tokenizer = context.tokenizer
     if body.min_tokens > max_tokens:
         raise bad_request(f"'min_tokens' must be at most the {max_tokens} tokens of the answer.", "min_tokens")
@@ -34,7 +36,7 @@ def sampling_params(
     ends = set(body.stop_token_ids) | (frozenset() if body.ignore_eos else tokenizer.stop_ids)
     return SamplingParams(
         max_tokens=max(max_tokens, 1),
-        seed=seed,
+        seed=context.seeds.getrandbits(64) if body.seed is None else body.seed % 2**64,
         n=choices,
         temperature=body.temperature,
         top_p=body.top_p,
@@ -51,11 +53,6 @@ def sampling_params(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
-
-
-def request_seed(context: ServerContext, body: SamplingFields) -> int:
-    """The client's seed, negative ones as their 64-bit pattern, or a new one."""
-    return context.seeds.getrandbits(64) if body.seed is None else body.seed % 2**64
 
 
 def logit_bias(tokenizer: Tokenizer, biases: dict[str, float]) -> dict[int, float]:
@@ -82,6 +79,14 @@ def context_length(context: ServerContext) -> int:
     if ready is None:
         raise RuntimeError("asked for the context length before the engine was ready")
     return min(ready.max_model_len, ready.num_blocks * ready.block_size)
+
+
+def check_size(context: ServerContext, body: SamplingFields, texts: Iterable[str], param: str) -> None:
+    """Refuse texts too long for the context however they are tokenized, before that work is done. Raises ApiError."""
+    if body.truncate_prompt_tokens is None:
+        least = sum(len(text.encode()) for text in texts) // context.longest_token
+        if least > context_length(context):
+            raise too_long(least, None, context_length(context), param)
 
 
 def truncated(prompt: Sequence[int], body: SamplingFields, room: int, bos: int | None) -> list[int]:

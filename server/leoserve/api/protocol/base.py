@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -11,12 +11,14 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetJsonSchemaHandler,
     Tag,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
 )
-from pydantic_core import PydanticCustomError, PydanticUndefined
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticUndefined
 
 from leoserve.api.errors import bad_request
 
@@ -26,6 +28,7 @@ MAX_STOP_LENGTH = 1024  # characters
 MAX_BAD_WORDS = 256
 MAX_BAD_WORD_LENGTH = 256  # characters
 MAX_LOGPROBS = 20
+NULL = {"type": "null"}
 
 # Names of the branches of a union; they are no part of a field's name in an error.
 BRANCHES = frozenset({"<text>", "<texts>", "<tokens>", "<token lists>", "<parts>"})
@@ -37,7 +40,13 @@ class Body(BaseModel):
     Fields that nobody knows are kept aside, for `unknown_fields`.
     """
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        strict=True,
+        extra="allow",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        json_schema_extra={"additionalProperties": False},
+    )
 
     @field_validator("*", mode="wrap")
     @classmethod
@@ -47,6 +56,16 @@ class Body(BaseModel):
             if default is not PydanticUndefined:
                 return default
         return validate(value)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Every field with a default may also be null."""
+        schema = handler.resolve_ref_schema(handler(core))
+        for name, field in schema["properties"].items():
+            if name not in schema.get("required", ()) and NULL not in field.get("anyOf", ()) and "type" in field:
+                about = {key: field.pop(key) for key in ("default", "description", "title") if key in field}
+                schema["properties"][name] = {"anyOf": [field, NULL], **about}
+        return schema
 
     def unknown_fields(self, path: str = "") -> Iterator[str]:
         """The paths of all fields that no model has a name for, in this object and in those inside it."""
@@ -94,17 +113,8 @@ def text_or_texts(value: Any) -> str:
     return "<texts>" if isinstance(value, list) else "<text>"
 
 
-def bounded(limit: int) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if not 1 <= len(text) <= limit:
-            raise fault(f"Should have 1 to {limit} characters")
-        return text
-
-    return check
-
-
-StopString = Annotated[str, AfterValidator(bounded(MAX_STOP_LENGTH))]
-BadWord = Annotated[str, AfterValidator(bounded(MAX_BAD_WORD_LENGTH))]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+BadWord = Annotated[str, Field(min_length=1, max_length=MAX_BAD_WORD_LENGTH)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Stop = Annotated[
     Annotated[StopString, Tag("<text>")] | Annotated[list[StopString], Field(max_length=MAX_STOPS), Tag("<texts>")],
@@ -152,9 +162,7 @@ class SamplingFields(Body):
         None, ge=-INT64, lt=INT64, description="Equal requests with equal seeds get equal answers. Default: random."
     )
     n: int = Field(1, ge=1, le=1024, description="How many answers, up to the server's limit (128 by default).")
-    stop: Stop | None = Field(
-        None, description=f"Up to {MAX_STOPS} texts that end the answer; they are no part of it."
-    )
+    stop: Stop | None = Field(None, description=f"Up to {MAX_STOPS} texts that end the answer; they are no part of it.")
     stop_token_ids: list[TokenId] = Field(
         default_factory=list, max_length=1024, description="More tokens that end the answer."
     )
