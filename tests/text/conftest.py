@@ -68,13 +68,15 @@ def byte_level() -> Tokenizer:
 
 
 def write_checkpoint(folder: Path, tokenizer: Tokenizer, **settings: Any) -> Path:
-    """A folder with a tokenizer that has ChatML tokens, a marker and a word as added tokens, and the files beside it."""
+    """A folder with the tokenizer and its settings; added to it: ChatML tokens, a marker and a word."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.add_tokens([AddedToken("<SEP>", normalized=False), AddedToken("Donaudampfschiff", normalized=False)])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in ("<|im_start|>", "<|im_end|>")])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"clean_up_tokenization_spaces": False} | settings))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config | {"clean_up_tokenization_spaces": False} | settings)
+    )
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "eos_token_id": 2}))
     return folder
 

@@ -35,9 +35,7 @@ def test_streamed_text_is_the_whole_decode(
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), skip=st.booleans())
-def test_decode_is_the_librarys(
-    pair: tuple[Tokenizer, tokenizers.Tokenizer], data: st.DataObject, skip: bool
-) -> None:
+def test_decode_is_the_librarys(pair: tuple[Tokenizer, tokenizers.Tokenizer], data: st.DataObject, skip: bool) -> None:
     """For byte-level tokenizers always; with byte fallback where no run of byte tokens mixes valid and invalid."""
     ours, library = pair
     ids = data.draw(st.lists(st.integers(0, ours.size - 1), max_size=30))

@@ -105,9 +105,7 @@ def _converted(folder: Path) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(converted.backend_tokenizer.to_str())
 
 
-def _add_tokens(
-    backend: tokenizers.Tokenizer, folder: Path, settings: dict[str, Any], special: set[str]
-) -> None:
+def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, settings: dict[str, Any], special: set[str]) -> None:
     """Tokens that other files know and tokenizer.json does not, or not so, as transformers adds them."""
     wanted: dict[int, tokenizers.AddedToken] = {}
     for spelling, number in read_json(folder / "added_tokens.json").items():
