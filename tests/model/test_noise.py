@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from leoserve.model.noise import philox4x32, uniforms
 
 # "philox4x32 10" of kat_vectors in the Random123 distribution: counter, key, result.
@@ -16,6 +17,11 @@ KNOWN = [
 
 def words(text: str) -> tuple[np.ndarray, ...]:
     return tuple(np.array([int(word, 16)], dtype=np.uint64) for word in text.split())
+
+
+def numbers(seeds: list[int], choices: list[int], positions: list[int]) -> list[float]:
+    seed, choice, position = (np.array(values, dtype=np.uint64) for values in (seeds, choices, positions))
+    return [float(number) for number in uniforms(seed, choice, position)]
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
@@ -32,29 +38,28 @@ def test_philox_gives_the_published_answers_side_by_side() -> None:
 
 
 def test_a_number_is_the_leading_53_bits_of_the_first_two_words() -> None:
-    assert uniforms([0], [0], [0])[0] == (0x6627E8D5E169C58D >> 11) / 2**53
+    assert numbers([0], [0], [0])[0] == (0x6627E8D5E169C58D >> 11) / 2**53
 
 
 def test_a_number_depends_on_seed_choice_and_position_alone() -> None:
     seeds, choices, positions = [7, 2**64 - 1, 7, 8, 7], [0, 0, 1, 0, 0], [5, 5, 5, 5, 2**33 + 5]
-    together = uniforms(seeds, choices, positions)
-    alone = [uniforms([s], [c], [p])[0] for s, c, p in zip(seeds, choices, positions, strict=True)]
-    assert together.tolist() == alone
+    together = numbers(seeds, choices, positions)
+    alone = [numbers([s], [c], [p])[0] for s, c, p in zip(seeds, choices, positions, strict=True)]
+    assert together == alone
     assert len(set(alone)) == len(alone)
 
 
 def test_both_halves_of_seed_and_position_count() -> None:
-    numbers = uniforms([1, 1 + 2**32, 1, 1 + 2**63], [0] * 4, [1, 1, 1 + 2**32, 1])
-    assert len(set(numbers.tolist())) == 4
+    assert len(set(numbers([1, 1 + 2**32, 1, 1 + 2**63], [0] * 4, [1, 1, 1 + 2**32, 1]))) == 4
 
 
 def test_numbers_are_uniform_over_positions_seeds_and_choices() -> None:
     count, bins = 40_000, 100
     steps, zeros = np.arange(count, dtype=np.uint64), np.zeros(count, dtype=np.uint64)
-    for numbers in (uniforms(zeros, zeros, steps), uniforms(steps, zeros, zeros), uniforms(zeros, steps, zeros)):
-        assert numbers.min() >= 0
-        assert numbers.max() < 1
-        observed = np.histogram(numbers, bins=bins, range=(0, 1))[0]
+    for drawn in (uniforms(zeros, zeros, steps), uniforms(steps, zeros, zeros), uniforms(zeros, steps, zeros)):
+        assert drawn.min() >= 0
+        assert drawn.max() < 1
+        observed = np.histogram(drawn, bins=bins, range=(0, 1))[0]
         chi_square = ((observed - count / bins) ** 2 / (count / bins)).sum()
         assert 55 < chi_square < 150  # 99 degrees of freedom: outside with probability below 0.001
-        assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.02
+        assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.02

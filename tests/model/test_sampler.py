@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from leoserve.model.sampler import NOT_FINITE, NOTHING_LEFT, Sampled, Sampler
 from leoserve.model.step import SamplingParams
-from torch import Tensor
 
 VOCAB = 1000
 

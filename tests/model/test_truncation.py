@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from leoserve.model.truncation import Truncation, argmax, draw, top
 from torch import Tensor
+
+from leoserve.model.truncation import Truncation, argmax, draw, top
 
 
 def ordered(row: np.ndarray) -> np.ndarray:
@@ -94,7 +95,8 @@ def test_candidates_that_cover_a_row_are_what_sorting_would_keep(rows: Tensor, d
     ids, weights, covered = truncation(parameters, vocab)._candidates(rows)
     for number, (top_k, top_p, min_p) in enumerate(parameters):
         if covered[number]:
-            assert sorted(ids[number][weights[number] > 0].tolist()) == reference_kept(rows[number], top_k, top_p, min_p)
+            kept = sorted(ids[number][weights[number] > 0].tolist())
+            assert kept == reference_kept(rows[number], top_k, top_p, min_p)
 
 
 @settings(max_examples=200, deadline=None)

@@ -7,8 +7,6 @@ machine meets the same number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,9 +18,10 @@ LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 
 Words = NDArray[np.uint64]  # 32-bit words, each in a uint64 so that a product of two fits
+FourWords = tuple[Words, Words, Words, Words]
 
 
-def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]) -> tuple[Words, Words, Words, Words]:
+def philox4x32(counter: FourWords, key: tuple[Words, Words]) -> FourWords:
     """Encrypt N counters of four 32-bit words, each [N], with N keys of two: four random words, each [N]."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -34,15 +33,12 @@ def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Wor
     return c0, c1, c2, c3
 
 
-def uniforms(seeds: Sequence[int] | Words, choices: Sequence[int] | Words, positions: Sequence[int]) -> NDArray[np.float64]:
-    """One number in [0, 1) for each row: 53 bits, so every double that is a multiple of 2**-53 can come.
+def uniforms(seed: Words, choice: Words, position: Words) -> NDArray[np.float64]:
+    """One number in [0, 1) for each row: 53 bits, a multiple of 2**-53. All arguments are [R] uint64.
 
-    `seeds` are below 2**64, `choices` (the index among a request's n) below 2**32, `positions` (of the token in its
-    sequence) below 2**64. The fourth word of the counter stays 0, for other uses of the same seed.
+    `choice` (the index among a request's n) is below 2**32. The fourth word of the counter stays 0, for other uses of
+    the same seed.
     """
-    seed = np.asarray(seeds, dtype=np.uint64)
-    choice = np.asarray(choices, dtype=np.uint64)
-    position = np.asarray(positions, dtype=np.uint64)
     counter = (position & LOW, position >> HALF, choice & LOW, np.zeros_like(choice))
     high, low, _, _ = philox4x32(counter, (seed & LOW, seed >> HALF))
     bits = (high << np.uint64(21)) | (low >> np.uint64(11))

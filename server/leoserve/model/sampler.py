@@ -17,15 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from leoserve.model.step import SamplingParams, TokenLogprobs
-from leoserve.model.edits import Edits, apply_edits
+from leoserve.model.edits import Edits, Ids, apply_edits
 from leoserve.model.logprobs import RawRows
-from leoserve.model.noise import uniforms
+from leoserve.model.noise import Words, uniforms
+from leoserve.model.step import SamplingParams, TokenLogprobs
 from leoserve.model.truncation import Truncation, argmax, draw
 
 # Below this a temperature is greedy, as in vLLM: the division would leave float32's range.
@@ -116,7 +118,7 @@ class Sampler:
 
         peak, tokens = argmax(logits)
         failed = self._check(logits, peak)
-        self._draw(logits, tokens, np.asarray(slots), np.asarray(positions, dtype=np.uint64))
+        self._draw(logits, tokens, np.array(slots), np.array(positions, dtype=np.uint64))
 
         logprobs: list[TokenLogprobs | None] = [None] * len(slots)
         if raw is not None:
@@ -156,7 +158,7 @@ class Sampler:
             logits.index_fill_(0, rows, 0.0)
         return failed
 
-    def _draw(self, logits: Tensor, tokens: Tensor, slots: np.ndarray, positions: np.ndarray) -> None:
+    def _draw(self, logits: Tensor, tokens: Tensor, slots: Ids, positions: Words) -> None:
         """Overwrite `tokens` [R] in the rows that are not greedy."""
         kinds = self._kind[slots]
         rows = np.flatnonzero(kinds != GREEDY)
@@ -174,7 +176,7 @@ class Sampler:
             drawn = self._truncation(slots[group]).sample(part, noise) if cut else draw(part, noise)
             tokens.index_copy_(0, self._tensor(rows[group]), drawn)
 
-    def _probabilities(self, logits: Tensor, rows: np.ndarray, slots: np.ndarray) -> Tensor:
+    def _probabilities(self, logits: Tensor, rows: Ids, slots: Ids) -> Tensor:
         """Softmax of the rows at their temperatures, [S, V]."""
         scores = logits if len(rows) == len(logits) else logits[self._tensor(rows)]
         temperature = self._temperature[slots]
@@ -182,9 +184,9 @@ class Sampler:
             scores = scores / self._tensor(temperature)[:, None]
         return torch.softmax(scores, 1)
 
-    def _truncation(self, slots: np.ndarray) -> Truncation:
+    def _truncation(self, slots: Ids) -> Truncation:
         top_k, top_p, min_p = (self._tensor(values[slots]) for values in (self._top_k, self._top_p, self._min_p))
         return Truncation(top_k, top_p, min_p, self.vocab)
 
-    def _tensor(self, values: np.ndarray) -> Tensor:
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(self.device)

@@ -18,6 +18,8 @@ WIDTH = 64
 # How many of the most likely tokens are tried before the whole row is looked at. It covers the usual top_k, and at
 # usual temperatures the nucleus of most positions.
 CANDIDATES = 64
+# Whole passes make several float64 and int64 copies of the rows: as many rows at a time as stay in a CPU's cache.
+ROWS_PER_PASS = 16
 LOW = 0xFFFFFFFF
 
 
@@ -30,7 +32,7 @@ def in_blocks(values: Tensor, filler: float) -> Tensor:
 
 
 def argmax(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest value of each row of [R, V] and the lowest id that has it. A row with a NaN has NaN as its largest."""
+    """The largest value of each row of [R, V] and the lowest id that has it; NaN where a row has one."""
     blocks = in_blocks(values, -torch.inf)
     peak, block = blocks.amax(2).max(1)
     lane = _block_of(blocks, block).argmax(1)
@@ -75,7 +77,7 @@ def _largest(values: Tensor, ids: Tensor | None, count: int) -> Tensor:
 
 
 def draw(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Invert the cumulative distribution, in the order of ids: [R, V] weights >= 0 and [R] float64 in [0, 1) -> ids [R].
+    """Invert the cumulative distribution in the order of ids: weights [R, V] >= 0, [R] float64 in [0, 1) -> ids [R].
 
     The first id whose cumulative weight exceeds uniform * total. An id of weight 0 is never drawn. Every row needs a
     positive weight.
@@ -125,9 +127,9 @@ class Truncation:
         target = _below(uniform[:, None] * cumulative[:, -1:], cumulative[:, -1:])
         drawn = by_id.gather(1, (cumulative <= target).sum(1, keepdim=True)).squeeze(1)
         left = (~covered).nonzero().squeeze(1)
-        if len(left):
-            kept = self.of(left).apply(probabilities[left])
-            drawn[left] = draw(kept, uniform[left])
+        for begin in range(0, len(left), ROWS_PER_PASS):
+            rows = left[begin : begin + ROWS_PER_PASS]
+            drawn[rows] = draw(self.of(rows).apply(probabilities[rows]), uniform[rows])
         return drawn
 
     def _candidates(self, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,7 +146,7 @@ class Truncation:
         goal = self.top_p * mass
         nucleus = (cumulative < goal[:, None]).sum(1) + 1
         kept = torch.where(self.top_p < 1, torch.minimum(nucleus, limit), limit)
-        covered = torch.where(self._limited, seen, nucleus <= count)
+        covered = torch.where(self._limited, seen, (nucleus <= count) & (self.top_p < 1))
         if count == self.vocab:
             covered = torch.ones_like(covered)
         weights = weights * (torch.arange(count, device=ids.device) < kept[:, None])
@@ -153,6 +155,7 @@ class Truncation:
     def apply(self, probabilities: Tensor) -> Tensor:
         """[S, V] float32 with everything that is not kept set to 0: exact for any row, by whole passes."""
         kept = probabilities.clone()
+        limited = self._limited
         rows = (self.min_p > 0).nonzero().squeeze(1)
         if len(rows):
             part = kept[rows].double()
@@ -163,8 +166,10 @@ class Truncation:
         rows = (self.top_p < 1).nonzero().squeeze(1)
         if len(rows):
             weights = kept[rows].double()
-            mass = torch.where(self._limited[rows], in_blocks(weights, 0.0).sum(2).sum(1), 1.0)
-            kept[rows] = _keep_first(kept[rows], weights, self.top_p[rows] * mass)
+            goal = self.top_p[rows]
+            if bool(limited[rows].any()):
+                goal = goal * torch.where(limited[rows], in_blocks(weights, 0.0).sum(2).sum(1), 1.0)
+            kept[rows] = _keep_first(kept[rows], weights, goal)
         return kept
 
 
@@ -174,36 +179,53 @@ def _keep_first(probabilities: Tensor, weights: Tensor | None, goal: Tensor) -> 
     `weights` [R, V] float64 is what is counted: the probabilities themselves, or (None) one for each id.
 
     A radix selection: the bits of a float >= 0 sort like the float, so three histograms of ten bits each, from the
-    top, lead to the value where the goal is reached. No sort; each pass adds up every row once.
+    top, lead to the value at which the goal is reached. Only the first one needs every id.
     """
     bits = probabilities.view(torch.int32)
     counted = torch.ones_like(probabilities, dtype=torch.float64) if weights is None else weights
-    above = torch.zeros_like(goal)  # weight of what lies above the values that have the prefix
-    prefix = torch.zeros_like(goal, dtype=torch.int32)
-    for shift in (20, 10, 0):
-        if shift < 20:
-            counted = counted * ((bits >> (shift + 10)) == prefix[:, None])
-        digits = ((bits >> shift) & 1023).to(torch.int64)
-        histogram = torch.zeros(len(goal), 1024, dtype=torch.float64, device=bits.device)
-        histogram.scatter_add_(1, 1023 - digits, counted)
-        cumulative = pad(histogram.cumsum(1), (1, 0))
-        reached = (above[:, None] + cumulative[:, 1:] < goal[:, None]).sum(1)
-        last = 1023 - (histogram.flip(1) > 0).to(torch.uint8).argmax(1)  # the lowest digit that occurs
-        place = torch.minimum(reached, last)
-        above = above + cumulative.gather(1, place[:, None]).squeeze(1)
-        prefix = (prefix << 10) | (1023 - place).to(torch.int32)
-    return probabilities * _above_or_first(probabilities, prefix, above, goal, by_mass=weights is not None)
+    leading = bits >> 20
+    histogram = torch.zeros(len(goal), 1024, dtype=torch.float64, device=bits.device)
+    digit, above, mass = _descend(histogram.scatter_add(1, leading.long(), counted), torch.zeros_like(goal), goal)
+    prefix = digit
+    row, column = (leading == digit.int()[:, None]).nonzero(as_tuple=True)
+    rest, counted = bits[row, column], counted[row, column]
+    for shift in (10, 0):
+        digits = (rest >> shift) & 1023
+        flat = histogram.view(-1).index_add(0, row * 1024 + digits, counted)
+        digit, above, mass = _descend(flat.view_as(histogram), above, goal)
+        prefix = (prefix << 10) | digit
+        inside = digits == digit[row]
+        row, rest, counted = row[inside], rest[inside], counted[inside]
+    value = prefix.int().view(torch.float32)
+    unit = value.double() if weights is not None else torch.ones_like(goal)
+    return _cut(probabilities, value, _needed(goal - above, unit, above, goal), (mass / unit).round())
 
 
-def _above_or_first(probabilities: Tensor, prefix: Tensor, above: Tensor, goal: Tensor, *, by_mass: bool) -> Tensor:
-    """A mask [R, V] of what is above the value with the bits `prefix`, and of the first of its equals that are needed."""
-    value = prefix.view(torch.float32)
-    unit = value.double() if by_mass else torch.ones_like(above)
-    needed = ((goal - above) / unit).ceil().clamp(min=1)
-    # The quotient is rounded; the promise is about the sum.
+def _descend(histogram: Tensor, above: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where, from the highest digit of [R, 1024] down, `goal` is reached, `above` [R] having been collected before.
+
+    Returns the digit [R] (the lowest that occurs, if the goal is never reached), the weight above it and its own.
+    """
+    falling = histogram.flip(1)
+    cumulative = pad(falling.cumsum(1), (1, 0))
+    reached = (above[:, None] + cumulative[:, 1:] < goal[:, None]).sum(1)
+    last = 1023 - (histogram > 0).to(torch.uint8).argmax(1)
+    place = torch.minimum(reached, last)[:, None]
+    return 1023 - place.squeeze(1), above + cumulative.gather(1, place).squeeze(1), falling.gather(1, place).squeeze(1)
+
+
+def _needed(missing: Tensor, unit: Tensor, above: Tensor, goal: Tensor) -> Tensor:
+    """How many of weight `unit` bring `above` to `goal`, at least one. The quotient is rounded, the sum decides."""
+    needed = (missing / unit).ceil().clamp(min=1)
     needed = needed - ((needed > 1) & (above + (needed - 1) * unit >= goal)).double()
-    needed = needed + (above + needed * unit < goal).double()
-    equal = probabilities == value[:, None]
-    if bool((equal.sum(1) > needed).any()):
-        equal &= equal.cumsum(1) <= needed[:, None]
-    return equal | (probabilities > value[:, None])
+    return needed + (above + needed * unit < goal).double()
+
+
+def _cut(probabilities: Tensor, value: Tensor, needed: Tensor, equals: Tensor) -> Tensor:
+    """Keep what is above `value` and, of the `equals` ids that have it, the first `needed`; all [R]."""
+    kept = probabilities * (probabilities >= value[:, None])
+    rows = (equals > needed).nonzero().squeeze(1)
+    if len(rows):
+        equal = probabilities[rows] == value[rows, None]
+        kept[rows] = kept[rows] * ~(equal & (equal.cumsum(1) > needed[rows, None]))
+    return kept
