@@ -98,7 +98,7 @@ def new_cache(
     """One layer's keys and values, each [num_blocks, block_size, kv_heads, head_dim], as `implementation` reads them.
 
     Zeros, so that on a host a page costs memory only once it is used. The keys' strides, and for bfloat16 on a CPU
-    their dtype (float16, of the same size), are the implementation's affair: index and copy whole blocks, never reshape.
+    their dtype (float16, of the same size), are the implementation's affair: index and copy whole blocks only.
     """
     entry = _entry(implementation)
     values = torch.zeros(num_blocks, block_size, kv_heads, head_dim, dtype=dtype, device=device)

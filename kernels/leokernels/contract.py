@@ -3,8 +3,8 @@
 Row `r` of a step has `query_lens[r]` query tokens, the last of the `context_lens[r]` tokens of its sequence. Query `i`
 of the row is at position `context_lens[r] - query_lens[r] + i` and sees the keys at positions `j` up to its own, of
 which a sliding window leaves the last `window` (the query's own among them). Key `j` of the row is in slot
-`j % block_size` of block `block_table[r, j // block_size]`. Slots that no query sees may hold anything, NaN too; nothing
-of them gets through.
+`j % block_size` of block `block_table[r, j // block_size]`. Slots that no query sees may hold anything, NaN too, and
+nothing of it gets through.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def block_tables(contexts: Sequence[int], block_size: int, *, seed: int | None) -> tuple[list[list[int]], int]:
-    """A table for each sequence, of shuffled blocks (or consecutive ones, seed None), and the number of blocks needed."""
+    """A table for each sequence, of shuffled blocks (seed None: consecutive ones), and the number of blocks needed."""
     counts = [-(-context // block_size) for context in contexts]
     blocks = list(range(sum(counts) + 3))  # some stay unused
     if seed is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -28,8 +29,8 @@ FAST = ("cpu",)
 IDS = [case.name for case in CASES]
 
 
-@pytest.fixture(autouse=True)
-def _two_threads():
+@pytest.fixture
+def _two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -85,6 +86,7 @@ def test_half_precision_agrees_with_float32_within_its_rounding(
     assert relative(found.float(), run_case(case, wide, "reference")) < 2 * torch.finfo(dtype).eps
 
 
+@pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize("implementation", ["reference", *FAST])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", [case for case in CASES if len(case.rows) > 1], ids=lambda case: case.name)
@@ -98,6 +100,7 @@ def test_a_row_has_the_same_bits_alone_and_beside_others(case: Case, dtype: torc
         begin += count
 
 
+@pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_decode_row_has_the_same_bits_in_a_full_batch(dtype: torch.dtype) -> None:
     lengths = [(start, 1) for start in (159, 3, 700, *range(100, 160))]
@@ -108,6 +111,7 @@ def test_a_decode_row_has_the_same_bits_in_a_full_batch(dtype: torch.dtype) -> N
         assert torch.equal(run_case(*alone(case, inputs, row), "cpu")[0], together[row]), f"row {row}"
 
 
+@pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 130])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 4, 64), (8, 2, 128)])

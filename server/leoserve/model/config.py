@@ -47,7 +47,8 @@ _KNOWN = frozenset(_NEUTRAL) | {
     "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "head_dim", "hidden_size",
     "initializer_range", "intermediate_size", "layer_types", "max_position_embeddings", "model_type",
     "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "pad_token_id", "rms_norm_eps",
-    "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "torch_dtype", "vocab_size",
+    "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "torch_dtype",
+    "vocab_size",
     "attention_dropout", "attn_implementation", "chunk_size_feed_forward", "id2label", "is_decoder", "label2id",
     "output_attentions", "output_hidden_states", "pretraining_tp", "problem_type", "return_dict", "torchscript",
     "transformers_version", "use_cache",
@@ -128,7 +129,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
         if not any(next(folder.glob(pattern), None) for pattern in WEIGHT_PATTERNS):
             missing.append("weights (*.safetensors or pytorch_model*.bin)")
         if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-            missing.append("a tokenizer (tokenizer.json or tokenizer.model)")
+            missing.append("tokenizer (tokenizer.json or tokenizer.model)")
         raise UnsupportedModel(f"{folder} is not a model folder: it has no {', no '.join(missing)}")
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
@@ -195,9 +196,11 @@ def _linear_factor(key: str, value: dict[str, Any]) -> float:
     factor = value.pop("factor", None)
     if value.pop("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedModel(f"config.json: {key} with a partial_rotary_factor is not served")
-    if len(kinds) > 1 or kinds - {"linear", "default"} or value:
-        shown = ", ".join(sorted(kinds) or sorted(value))
+    if len(kinds) > 1 or kinds - {"linear", "default"}:
+        shown = " and ".join(sorted(kinds))
         raise UnsupportedModel(f"config.json: {key} of type {shown} is not served; served are linear and default")
+    if value:
+        raise UnsupportedModel(f"config.json: {key} with {', '.join(sorted(value))} is not served; served is a factor")
     if kinds == {"linear"}:
         if factor is None:
             raise UnsupportedModel(f"config.json: {key} of type linear has no factor")

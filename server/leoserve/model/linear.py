@@ -38,13 +38,17 @@ class Linear:
 
 def can_pack(weight: Tensor) -> bool:
     """Whether oneDNN's packed product is there for this weight and fast: float32, or bfloat16 with hardware for it."""
-    if weight.device.type != "cpu" or not torch._C.has_mkldnn:
+    if weight.device.type != "cpu" or not _mkldnn_built():
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     if weight.dtype is torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return weight.dtype is torch.float32
+
+
+def _mkldnn_built() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def pad_rows(x: Tensor, rows: int) -> Tensor:

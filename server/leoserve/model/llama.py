@@ -88,15 +88,14 @@ class Llama:
         query, key_value = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         for number, layer in enumerate(self.layers):
             prefix = f"model.layers.{number}."
-            q, k, v = _weight(layer.qkv).split([query, key_value, key_value])
-            gate, up = _weight(layer.gate_up).chunk(2)
+            qkv, gate_up, inner = _weight(layer.qkv), _weight(layer.gate_up), config.intermediate_size
             found |= {
-                prefix + "self_attn.q_proj.weight": q,
-                prefix + "self_attn.k_proj.weight": k,
-                prefix + "self_attn.v_proj.weight": v,
+                prefix + "self_attn.q_proj.weight": qkv[:query],
+                prefix + "self_attn.k_proj.weight": qkv[query : query + key_value],
+                prefix + "self_attn.v_proj.weight": qkv[query + key_value :],
                 prefix + "self_attn.o_proj.weight": _weight(layer.output),
-                prefix + "mlp.gate_proj.weight": gate,
-                prefix + "mlp.up_proj.weight": up,
+                prefix + "mlp.gate_proj.weight": gate_up[:inner],
+                prefix + "mlp.up_proj.weight": gate_up[inner:],
                 prefix + "mlp.down_proj.weight": _weight(layer.down),
                 prefix + "input_layernorm.weight": layer.attention_norm.weight,
                 prefix + "post_attention_layernorm.weight": layer.mlp_norm.weight,

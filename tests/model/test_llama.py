@@ -1,0 +1,139 @@
+"""The network gives transformers' logits, and a token's logits are the same bits whatever runs beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from leoserve.model.config import ModelConfig
+from leoserve.model.llama import Llama
+from leoserve.model.weights import load_weights
+from tests.checkpoints import VOCAB_ROWS, Format, Rope, write_checkpoint
+from tests.kernels.paging import block_tables, step_metadata
+
+CPU = torch.device("cpu")
+LAYOUTS: tuple[tuple[Format, Rope], ...] = (
+    ("safetensors", "old"),
+    ("safetensors-sharded", "new"),
+    ("bin", "parameters"),
+    ("bin-sharded", "old"),
+    ("safetensors", "none"),
+)
+BLOCK = 16
+
+
+class Paged:
+    """A loaded network and a small paged cache, for sequences computed in steps of any composition."""
+
+    def __init__(self, folder: Path, *, dtype: torch.dtype, lengths: Sequence[int], attention: str = "cpu") -> None:
+        config = ModelConfig.from_folder(folder)
+        self.model = Llama(config, dtype=dtype, device=CPU, attention=attention)
+        load_weights(self.model, folder, config, progress=None)
+        self.model.prepare()
+        self.tables, num_blocks = block_tables(lengths, BLOCK, seed=3)
+        self.cache = self.model.new_cache(num_blocks, BLOCK)
+        for pair in self.cache:
+            for pages in pair:
+                pages.fill_(float("nan"))
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[tuple[int, int, Tensor]]) -> list[Tensor]:
+        """Logits [count, vocab] of each row, given as (sequence, start, tokens); rows of one token first."""
+        counts = [len(tokens) for _, _, tokens in rows]
+        metadata = step_metadata(
+            [(start, count) for (_, start, _), count in zip(rows, counts, strict=True)],
+            [self.tables[sequence] for sequence, _, _ in rows],
+            BLOCK,
+        )
+        positions = torch.cat([torch.arange(start, start + len(tokens)) for _, start, tokens in rows])
+        tokens = torch.cat([tokens for _, _, tokens in rows])
+        hidden = self.model.forward(tokens, positions, self.cache, metadata)
+        return list(self.model.logits(hidden).split(counts))
+
+
+def prompts(*lengths: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randint(VOCAB_ROWS, (length,), generator=generator) for length in lengths]
+
+
+@torch.inference_mode()
+def expected_logits(folder: Path, tokens: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    return [model(prompt[None]).logits[0].float() for prompt in tokens]
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize(("fmt", "rope"), LAYOUTS)
+@pytest.mark.parametrize("shape", ["7b", "70b", "mistral"])
+def test_logits_agree_with_transformers(tmp_path: Path, shape: str, fmt: Format, rope: Rope) -> None:
+    folder = write_checkpoint(tmp_path, shape, fmt=fmt, rope=rope)
+    tokens = prompts(70, 33, 1)
+    paged = Paged(folder, dtype=torch.float32, lengths=[70, 33, 1])
+    found = paged.step([(2, 0, tokens[2]), (0, 0, tokens[0]), (1, 0, tokens[1])])
+    expected = expected_logits(folder, tokens)
+    for row, number in enumerate((2, 0, 1)):
+        assert relative(found[row], expected[number]) < 1e-5
+        torch.testing.assert_close(found[row], expected[number], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["cpu", "reference"])
+@pytest.mark.parametrize("shape", ["7b", "70b", "mistral"])
+def test_chunks_decode_steps_and_mixed_batches_agree_with_transformers(
+    tmp_path: Path, shape: str, attention: str
+) -> None:
+    folder = write_checkpoint(tmp_path, shape)
+    a, b = tokens = prompts(90, 50)
+    paged = Paged(folder, dtype=torch.float32, lengths=[90, 50], attention=attention)
+    parts_a = paged.step([(0, 0, a[:37])])
+    mixed = paged.step([(0, 37, a[37:80]), (1, 0, b[:20])])
+    tail = paged.step([(0, 80, a[80:81]), (1, 20, b[20:])])
+    parts_a += [mixed[0], tail[0]]
+    parts_a += [paged.step([(0, position, a[position : position + 1])])[0] for position in range(81, 90)]
+    expected = expected_logits(folder, tokens)
+    torch.testing.assert_close(torch.cat(parts_a), expected[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.cat([mixed[1], tail[1]]), expected[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_close_to_float32_as_transformers_own(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = write_checkpoint(tmp_path, "70b", dtype=dtype)
+    tokens = prompts(80)
+    found = Paged(folder, dtype=dtype, lengths=[80]).step([(0, 0, tokens[0])])[0]
+    exact = expected_logits(folder, tokens)[0]
+    theirs = expected_logits(folder, tokens, dtype)[0]
+    assert found.dtype is torch.float32
+    assert relative(found, exact) < 1.25 * relative(theirs, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", ["7b", "70b", "mistral"])
+def test_a_token_has_the_same_bits_alone_and_in_a_batch(tmp_path: Path, shape: str, dtype: torch.dtype) -> None:
+    lengths = [40, 70, 23, 35, 36, 37, 38, 39]
+    folder = write_checkpoint(tmp_path, shape, dtype=dtype)
+    tokens = prompts(*lengths)
+    single, batch = (Paged(folder, dtype=dtype, lengths=lengths) for _ in range(2))
+    expected = []
+    for number, prompt in enumerate(tokens):
+        single.step([(number, 0, prompt[:20])])
+        expected.append(torch.cat([single.step([(number, at, prompt[at : at + 1])])[0] for at in range(20, 23)]))
+    batch.step([(number, 0, prompt[:9]) for number, prompt in enumerate(tokens)])
+    batch.step([(number, 9, prompt[9:20]) for number, prompt in enumerate(tokens)])
+    steps = [batch.step([(n, at, prompt[at : at + 1]) for n, prompt in enumerate(tokens)]) for at in range(20, 23)]
+    for number, row in enumerate(expected):
+        assert torch.equal(torch.cat([step[number] for step in steps]), row), f"sequence {number}"
+
+
+def test_weights_can_be_packed_only_once_they_are_loaded(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, "7b")
+    paged = Paged(folder, dtype=torch.float32, lengths=[4])
+    if paged.model.head.weight is None:
+        with pytest.raises(RuntimeError, match="packed already"):
+            paged.model.destinations()
