@@ -181,7 +181,7 @@ def test_the_logprobs_of_ids_with_a_token_add_up_to_one() -> None:
     assert sum(math.exp(value) for value in entry.top_logprobs) == pytest.approx(1.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])
 def test_a_row_that_is_not_finite_fails_alone(value: float) -> None:
     rows = mixture(33)
     logits = noise_logits(33)
@@ -193,13 +193,29 @@ def test_a_row_that_is_not_finite_fails_alone(value: float) -> None:
     result = sample_all(together, spoiled)
     for slot in range(33):
         if slot in broken:
-            assert result.failed[slot] in (NOT_FINITE, NOTHING_LEFT)
+            assert result.failed[slot] == (NOTHING_LEFT if value == -torch.inf and slot == 10 else NOT_FINITE)
             assert 0 <= result.token_ids[slot] < VOCAB
             assert result.logprobs[slot] is None
         else:
             assert result.failed[slot] is None
             assert result.token_ids[slot] == expected.token_ids[slot]
             assert result.logprobs[slot] == expected.logprobs[slot]
+
+
+def test_what_is_banned_anyway_may_be_no_number() -> None:
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 7] = torch.nan
+    result = sample_all(sampler(params(allowed_token_ids=(8,))), logits)
+    assert (result.token_ids, result.failed) == ([8], [None])
+
+
+def test_a_failed_row_is_no_part_of_its_history() -> None:
+    each = params(temperature=0.0, frequency_penalty=2.0)
+    rows = sampler(each)
+    assert rows.sample(torch.full((1, VOCAB), torch.nan), [0], [0]).failed == [NOT_FINITE]
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 0] = 1.0
+    assert rows.sample(logits, [0], [1]).token_ids == [0]
 
 
 def test_a_row_with_nothing_left_to_choose_fails_alone_and_says_why() -> None:

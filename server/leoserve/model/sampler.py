@@ -32,6 +32,8 @@ from leoserve.model.truncation import Truncation, argmax, draw
 
 # Below this a temperature is greedy, as in vLLM: the division would leave float32's range.
 GREEDY_BELOW = 1e-5
+# No logit of a working model comes near it, and divided by the smallest temperature it is still a float32.
+TOO_LARGE = 1e30
 GREEDY, PLAIN, TRUNCATED = 0, 1, 2
 
 NOT_FINITE = "the model's logits are not finite"
@@ -117,7 +119,7 @@ class Sampler:
             apply_edits(logits, edits)
 
         peak, tokens = argmax(logits)
-        failed = self._check(logits, peak)
+        failed = self._check(logits, peak, {row for row, _ in edits})
         self._draw(logits, tokens, np.array(slots), np.array(positions, dtype=np.uint64))
 
         logprobs: list[TokenLogprobs | None] = [None] * len(slots)
@@ -147,14 +149,17 @@ class Sampler:
             logits.index_fill_(1, self._dead, -torch.inf)
         return logits
 
-    def _check(self, logits: Tensor, peak: Tensor) -> list[str | None]:
-        """Which rows cannot be sampled, and why. They are set to 0, so that nothing that follows meets a NaN."""
+    def _check(self, logits: Tensor, peak: Tensor, edited: set[int]) -> list[str | None]:
+        """Which rows cannot be sampled, and why, by their largest logits `peak` [R] after the edits.
+
+        They are set to 0, so that nothing that follows meets a NaN.
+        """
         failed: list[str | None] = [None] * len(logits)
-        bad = ~torch.isfinite(peak)
+        bad = ~(peak.abs() < TOO_LARGE)
         if bool(bad.any()):
             rows = bad.nonzero().squeeze(1)
             for row, value in zip(rows.tolist(), peak[rows].tolist(), strict=True):
-                failed[row] = NOTHING_LEFT if value == -torch.inf else NOT_FINITE
+                failed[row] = NOTHING_LEFT if value == -torch.inf and row in edited else NOT_FINITE
             logits.index_fill_(0, rows, 0.0)
         return failed
 
