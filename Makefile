@@ -45,6 +45,7 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-.venv/installed-test: .venv/installed
+.venv/installed-test: .venv/created pyproject.toml
+	@echo "Installing leoserve and what its tests need into .venv; this takes a few minutes …"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	@touch $@
+	@touch .venv/installed $@
