@@ -1,4 +1,8 @@
-"""The files of a checkpoint folder that say how it reads and writes text."""
+"""The files of a checkpoint folder that say how it reads and writes text.
+
+tokenizer.json is the truth: its normalizer and pre-tokenizer are used as they are, also where transformers 5 builds
+others for the class that tokenizer_config.json names.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +83,7 @@ def _backend(folder: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise TokenizerError(f"{folder / 'tokenizer.json'} cannot be loaded: {error}") from error
     elif (folder / "tokenizer.model").exists():
-        backend = _converted(folder)
+        backend = _converted(folder, settings)
     else:
         raise TokenizerError(f"{folder} has neither tokenizer.json nor tokenizer.model: copy one from the model's page")
     backend.no_truncation()
@@ -87,8 +91,12 @@ def _backend(folder: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     return backend
 
 
-def _converted(folder: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a sentencepiece file, by transformers: an import of seconds, only where it is needed."""
+def _converted(folder: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
+    """The tokenizer of a sentencepiece file, by transformers: an import of seconds, only where it is needed.
+
+    Unless the settings say `legacy: false`, a space goes before every stretch of text, as sentencepiece itself and
+    Llama 2's own tokenizer.json do it; transformers 5 would leave it out after a control token.
+    """
     try:
         for package in ("sentencepiece", "google.protobuf"):  # without them transformers fails less clearly
             import_module(package)
@@ -102,7 +110,12 @@ def _converted(folder: Path) -> tokenizers.Tokenizer:
         converted = LlamaTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # whatever the conversion meets in a file of unknown origin
         raise TokenizerError(f"{folder / 'tokenizer.model'} cannot be converted: {error}") from error
-    return tokenizers.Tokenizer.from_str(converted.backend_tokenizer.to_str())
+    description = json.loads(converted.backend_tokenizer.to_str())
+    if settings.get("legacy") is not False:
+        prefix, spaces = {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}}
+        normalizers = [prefix, spaces | {"content": "▁"}]
+        description |= {"normalizer": {"type": "Sequence", "normalizers": normalizers}, "pre_tokenizer": None}
+    return tokenizers.Tokenizer.from_str(json.dumps(description))
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, settings: dict[str, Any], special: set[str]) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,31 +139,35 @@ class Tokenizer:
         return [self.bos_id, *ids[start:]] if wanted else ids[start:]
 
     def _encode_marked(self, text: str, mark: str) -> list[int]:
-        """Hide each character behind a mark, so that no control token is found there; then encode the stretches
-        between the template's control tokens that had one again, as text."""
-        hidden: list[str] = []
+        """Ids of a text with marks.
 
-        def hide(match: re.Match[str]) -> str:
-            hidden.append(match[1])
-            return mark
-
-        masked = re.sub(f"{mark}+([^{mark}])", hide, text.rstrip(mark))
+        The character behind each mark is hidden by the mark itself, so that no control token is found there. The
+        stretches between the template's control tokens that had one are then encoded again, whole and as text.
+        """
+        before, *behind = text.split(mark)
+        behind = [part for part in behind if part]
+        hidden = iter([part[0] for part in behind])
+        masked = mark.join([before, *[part[1:] for part in behind]])
         encoding = self._backend.encode(masked, add_special_tokens=False)
-        found, offsets = encoding.ids, encoding.offsets
-        control = [number for number, token in enumerate(found) if token in self.control_ids]
-        originals = iter(hidden)
+        found = encoding.ids
         ids: list[int] = []
-        for before, here in pairwise((-1, *control, len(found))):
-            start = offsets[before][1] if before >= 0 else 0
-            end = offsets[here][0] if here < len(found) else len(masked)
-            stretch = masked[start:end]
-            if mark in stretch:
-                restored = re.sub(mark, lambda _: next(originals), stretch)
-                ids += self._encode_text(restored, first=start == 0)
-            else:
-                ids += found[before + 1 : here]
-            ids += found[here : here + 1]
-        return ids
+        first, start = 0, 0  # of the stretch: its first token and its first character
+        for number in [number for number, token in enumerate(found) if token in self.control_ids]:
+            here, after = encoding.token_to_chars(number) or (start, start)
+            ids += self._encode_stretch(masked[start:here], found[first:number], mark, hidden, begins=start == 0)
+            ids.append(found[number])
+            first, start = number + 1, after
+        return ids + self._encode_stretch(masked[start:], found[first:], mark, hidden, begins=start == 0)
+
+    def _encode_stretch(
+        self, masked: str, ids: list[int], mark: str, hidden: Iterator[str], *, begins: bool
+    ) -> list[int]:
+        """`ids` where nothing is hidden in the stretch, else the ids of the stretch with its own characters."""
+        before, *behind = masked.split(mark)
+        if not behind:
+            return ids
+        restored = before + "".join([character + part for part, character in zip(behind, hidden, strict=False)])
+        return self._encode_text(restored, first=begins)
 
     def _encode_text(self, text: str, *, first: bool) -> list[int]:
         """Ids of a text without control tokens. `first`: it begins the prompt (some tokenizers put a space there)."""
