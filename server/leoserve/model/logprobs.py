@@ -56,6 +56,10 @@ class RawRows:
         deep = (~listed.any(1)).nonzero().squeeze(1)
         if len(deep):
             logits, value = self.logits[deep], chosen[deep]
-            lower = torch.arange(logits.shape[1], device=logits.device) < tokens[deep, None]
-            ranks[deep] = 1 + ((logits > value) | ((logits == value) & lower)).sum(1)
+            above = (logits > value).sum(1)
+            ranks[deep] = above + 1
+            shared = ((logits >= value).sum(1) - above > 1).nonzero().squeeze(1)
+            if len(shared):
+                lower = torch.arange(logits.shape[1], device=logits.device) < tokens[deep[shared], None]
+                ranks[deep[shared]] += ((logits[shared] == value[shared]) & lower).sum(1)
         return [int(rank) for rank in ranks.tolist()]
