@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from leoserve.text.tokenizer import Tokenizer, TokenizerError
 from tests.text.conftest import MAKERS, SENTENCES, sentencepiece_like, write_checkpoint
@@ -32,6 +33,16 @@ def test_tokens_beside_the_tokenizer_file_are_added(tmp_path: Path) -> None:
     (folder / "added_tokens.json").write_text(json.dumps({"<EOD>": size + 7}))
     with pytest.raises(TokenizerError, match="<EOD>"):
         Tokenizer.load(folder)
+
+
+def test_control_tokens_are_found_where_the_file_hides_them_behind_the_normalizer(tmp_path: Path) -> None:
+    backend = sentencepiece_like(legacy=True)
+    backend.add_tokens([AddedToken("<|im_end|>", normalized=True)])
+    assert backend.token_to_id("<|im_end|>") not in backend.encode("Ja<|im_end|>").ids  # what is feared
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.encode("Ja<|im_end|>", control_tokens=True)[-1] == tokenizer.token_id("<|im_end|>")
+    assert tokenizer.token_id("<|im_end|>") not in tokenizer.encode("Ja <|im_end|>")
 
 
 def test_a_folder_without_tokenizer_says_what_is_missing(tmp_path: Path) -> None:

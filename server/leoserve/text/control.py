@@ -13,6 +13,12 @@ from itertools import chain
 
 _PRIVATE = chain(range(0xF8FF, 0xE000, -1), range(0x10FFFD, 0xF0000, -1))
 _PRIVATE_CHARACTERS = "".join(map(chr, _PRIVATE))
+_MARKER = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
+
+
+def is_marker(token: str) -> bool:
+    """Whether a token is spelled like a control token: <|im_end|>, <SEP>, [INST]."""
+    return _MARKER.fullmatch(token) is not None
 
 
 class ControlTokens:

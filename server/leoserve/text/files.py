@@ -15,6 +15,8 @@ from typing import Any
 
 import tokenizers
 
+from leoserve.text.control import is_marker
+
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -45,6 +47,7 @@ def read_files(folder: Path) -> TokenizerFiles:
     backend = _backend(folder, settings)
     named = {name: token for name in NAMED if (token := _spelling(settings.get(name) or special_map.get(name)))}
     _add_tokens(backend, folder, settings, {*named.values(), *_spellings(settings), *_spellings(special_map)})
+    _find_as_spelled(backend)
     named = {name: token for name, token in named.items() if backend.token_to_id(token) is not None}
     config, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
     bos_id = backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
@@ -136,6 +139,19 @@ def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, settings: dict[str,
                 f"{folder}: the token {token.content} has the id {backend.token_to_id(token.content)} in the tokenizer "
                 f"and {number} in added_tokens: take all tokenizer files from one place"
             )
+
+
+def _find_as_spelled(backend: tokenizers.Tokenizer) -> None:
+    """Look for control tokens in the text as it is written, before any normalizing.
+
+    Some old files say otherwise, and then a normalizer that puts ▁ before a text hides the template's own tokens.
+    """
+    hidden = []
+    for token in backend.get_added_tokens_decoder().values():
+        if token.normalized and (token.special or is_marker(token.content)):
+            flags = {key: getattr(token, key) for key in ("lstrip", "rstrip", "single_word", "special")}
+            hidden.append(tokenizers.AddedToken(token.content, normalized=False, **flags))
+    backend.add_tokens(hidden)
 
 
 def _spellings(settings: dict[str, Any]) -> Iterator[str]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
-from leoserve.text.control import ControlTokens
+from leoserve.text.control import ControlTokens, is_marker
 from leoserve.text.files import TokenizerError, TokenizerFiles, read_files
 from leoserve.text.vocabulary import BYTE_TOKEN, UnsupportedDecoder, Vocabulary
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["Tokenizer", "TokenizerError"]
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
-_SPELLED_AS_MARKER = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")  # <|im_end|>, <SEP>, [INST]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -51,7 +50,7 @@ class Tokenizer:
         fallback = {number for number, token in spelling.items() if BYTE_TOKEN.fullmatch(token)}
         special = {number for number, token in added.items() if token.special}
         special.update(ids[token] for token in (*files.named.values(), *CHATML_TOKENS) if token in ids)
-        markers = {number for number, token in added.items() if _SPELLED_AS_MARKER.fullmatch(token.content)}
+        markers = {number for number, token in added.items() if is_marker(token.content)}
         self.special_ids = frozenset(special - fallback)
         self.control_ids = frozenset((special | markers) - fallback)
         # some files list the byte tokens as special: they are text, but must not be spelled either
@@ -70,7 +69,8 @@ class Tokenizer:
         self.id_ranges = _ranges(ids.values())
         self._backend = backend
         self._separator = f"\U000f0000{secrets.token_hex(16)}"  # nobody can guess it, so it is in no text
-        self._plain = _without_control(description, self.control.spellings, self._separator)
+        own = backend.get_vocab(with_added_tokens=False)
+        self._plain = _without_control(description, own, self.control.spellings, self._separator)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -234,20 +234,22 @@ def _ranges(ids: Iterable[int]) -> list[tuple[int, int]]:
     return ranges
 
 
-def _without_control(description: dict[str, Any], control: frozenset[str], separator: str) -> tokenizers.Tokenizer:
+def _without_control(
+    description: dict[str, Any], vocabulary: Mapping[str, int], control: frozenset[str], separator: str
+) -> tokenizers.Tokenizer:
     """The same tokenizer that finds no control tokens, and one more: `separator`, to stand before a text that does not
     begin the prompt.
 
     Ids are given in the order of the list, so control tokens outside the model's vocabulary keep their places under
     names that are in no text.
     """
-    vocabulary = description["model"]["vocab"]
     kept = []
     for token in description["added_tokens"]:
         if token["content"] not in control:
             kept.append(token)
         elif token["content"] not in vocabulary:
             kept.append(token | {"content": f"{separator}{token['id']}", "normalized": False})
-    plain = tokenizers.Tokenizer.from_str(json.dumps(description | {"added_tokens": kept, "post_processor": None}))
-    plain.add_special_tokens([tokenizers.AddedToken(separator, normalized=False)])
-    return plain
+    last = max([*vocabulary.values(), *(token["id"] for token in kept)])
+    flags = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+    kept.append({"id": last + 1, "content": separator} | flags)
+    return tokenizers.Tokenizer.from_str(json.dumps(description | {"added_tokens": kept, "post_processor": None}))
