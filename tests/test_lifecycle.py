@@ -1,0 +1,125 @@
+"""leoserve.lifecycle, on real servers: signals, draining, exit codes, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import psutil
+import pytest
+
+from tests.checkpoints import write_checkpoint
+from tests.conftest import Serve, Server
+
+LONG = 8000  # tokens: far more than a test waits for
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "leo", "7b")
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder for temporary files whose path is short enough for a socket in it."""
+    with tempfile.TemporaryDirectory(prefix="leo") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def start(serve: Serve, checkpoint: Path, scratch: Path) -> Iterator[Serve]:
+    """Start a server of the checkpoint; after the test no process of its tree and no file of its making is left."""
+    started: list[Server] = []
+    children: list[psutil.Process] = []
+
+    def begin(
+        model: Path | str | None, *arguments: str, wait: bool = True, env: dict[str, str] | None = None
+    ) -> Server:
+        server = serve(model, "--num-kv-blocks", "512", *arguments, wait=wait, env={"TMPDIR": str(scratch)})
+        started.append(server)
+        children.extend(psutil.Process(server.process.pid).children(recursive=True))
+        return server
+
+    yield begin
+    assert all(server.process.poll() is not None for server in started)
+    assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    assert list(scratch.iterdir()) == []
+
+
+def stream(server: Server, max_tokens: int) -> Any:
+    """A running answer, its first text already there."""
+    chunks = server.openai().completions.create(
+        model="leo", prompt="Leo", max_tokens=max_tokens, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(chunks)
+    return chunks
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_idle_server_ends_with_0(start: Serve, checkpoint: Path, number: signal.Signals) -> None:
+    assert start(checkpoint).stop(number) == 0
+
+
+def test_a_server_that_is_loading_ends_with_0(start: Serve, checkpoint: Path) -> None:
+    server = start(checkpoint, wait=False)
+    server.wait_for("device cpu")
+    assert server.stop() == 0
+
+
+def test_a_running_answer_finishes_after_the_signal(start: Serve, checkpoint: Path) -> None:
+    server = start(checkpoint)
+    chunks = stream(server, 40)
+    server.process.send_signal(signal.SIGTERM)
+    reasons = [chunk.choices[0].finish_reason for chunk in chunks]
+    assert reasons[-1] == "length"
+    assert server.process.wait(60) == 0
+
+
+def test_while_draining_new_requests_get_503_and_a_second_signal_ends_it_at_once(
+    start: Serve, checkpoint: Path
+) -> None:
+    server = start(checkpoint)
+    chunks = stream(server, LONG)
+    server.process.send_signal(signal.SIGINT)
+    server.wait_for("stopping")
+    assert httpx2.get(f"{server.url}/ready").status_code == 503
+    with pytest.raises(openai.APIStatusError) as refused:
+        server.openai().completions.create(model="leo", prompt="Leo")
+    assert refused.value.status_code == 503
+    assert 0 < int(refused.value.response.headers["retry-after"]) <= 120
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 128 + signal.SIGINT
+    with pytest.raises((openai.APIError, httpx2.HTTPError)):
+        list(chunks)
+
+
+def test_an_answer_that_outlives_the_grace_gets_an_error_event(start: Serve, checkpoint: Path) -> None:
+    server = start(checkpoint, "--shutdown-grace", "0.1")
+    chunks = stream(server, LONG)
+    server.process.send_signal(signal.SIGTERM)
+    with pytest.raises(openai.APIError, match="shutting down"):
+        list(chunks)
+    assert server.process.wait(60) == 0
+
+
+def test_the_block_at_the_start_says_where_and_what(start: Serve, checkpoint: Path) -> None:
+    server = start(checkpoint, "--served-model-name", "leo-lion", "--served-model-name", "leo-2")
+    assert server.wait_for(r"base URL +(\S+)")[1] == f"{server.url}/v1"
+    assert server.wait_for(r"model id +(\S+)")[1] == "leo-lion"
+    server.wait_for(f"curl {server.url}/v1/chat/completions")
+    server.wait_for(r"options .*num_kv_blocks 512")
+    assert [model.id for model in server.openai().models.list()] == ["leo-lion", "leo-2"]
+    server.stop()
+
+
+def test_machines_get_one_json_object_a_line(start: Serve, checkpoint: Path) -> None:
+    server = start(checkpoint, "--log-format", "json")
+    server.stop()
+    events = [json.loads(line) for line in server.stderr.splitlines()]
+    assert {"starting", "ready"} <= {event["message"] for event in events}
