@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,14 +99,16 @@ def new_cache(
 ) -> tuple[Tensor, Tensor]:
     """One layer's keys and values, each [num_blocks, block_size, kv_heads, head_dim], as `implementation` reads them.
 
-    Zeros, so that on a host a page costs memory only once it is used. The keys' strides, and for bfloat16 on a CPU
+    Zeros, and on a host such that a page costs memory and time only once it is used. The keys' strides, and for
+    bfloat16 on a CPU
     their dtype (float16, of the same size), are the implementation's affair: index and copy whole blocks only.
     """
     entry = _entry(implementation)
-    values = torch.zeros(num_blocks, block_size, kv_heads, head_dim, dtype=dtype, device=device)
+    shape = (num_blocks, block_size, kv_heads, head_dim)
+    values = _zeros(shape, dtype, device)
     if not entry.keys_transposed:
-        return torch.zeros_like(values), values
-    stored = torch.zeros(num_blocks, kv_heads, head_dim, block_size, dtype=cpu.key_dtype(dtype), device=device)
+        return _zeros(shape, dtype, device), values
+    stored = _zeros((num_blocks, kv_heads, head_dim, block_size), cpu.key_dtype(dtype), device)
     return stored.permute(0, 3, 1, 2), values
 
 
@@ -137,6 +141,14 @@ def attention(
     function = _entry(implementation).function
     function(query, k_cache, v_cache, metadata, scale=scale, window=window, out=out)
     return out
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # torch.zeros writes every page; numpy's are calloc's, which the system zeroes when they are first touched
+    untouched = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(untouched).view(dtype).view(shape)
 
 
 def _entry(name: str) -> Implementation:

@@ -1,7 +1,8 @@
 """A runner without a model: it checks that every key a row would attend to is the right one.
 
 Each cache cell holds a digest of all tokens up to its position, which is what a real key depends on. A row fails the
-test when a cell of its past holds anything else: a block shared wrongly, freed too early, not copied, or never computed.
+test when a cell of its past holds anything else: a block shared wrongly, freed too early, not copied, or never
+computed.
 The next token is a function of the prefix alone, so any history of a sequence must give the same answer.
 """
 
@@ -47,6 +48,7 @@ class PagedOracle:
 
     def run(self, step: Step) -> list[RowResult]:
         assert step.rows
+        assert all(row.tokens for row in step.rows), "a row computes nothing"
         assert step.num_tokens <= self.budget
         slots = [row.slot for row in step.rows]
         assert len(set(slots)) == len(slots), "two rows of one slot"

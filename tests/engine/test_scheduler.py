@@ -236,7 +236,9 @@ def test_choices_share_the_prompts_blocks(length, prefix_caching):
     driver.loop.step()
     assert len(scheduler.running) == 4
     full = (length - 1) // 4
-    assert {tuple(sequence.blocks[:full]) for sequence in scheduler.running} == {tuple(scheduler.running[0].blocks[:full])}
+    assert {tuple(sequence.blocks[:full]) for sequence in scheduler.running} == {
+        tuple(scheduler.running[0].blocks[:full])
+    }
     assert scheduler.stats.prompt_tokens == length + 3  # each choice computes the last prompt token for itself
     driver.run()
     assert all(driver.sent["many", index] == expected_answer(range(length), 3) for index in range(4))
@@ -256,6 +258,25 @@ def test_out_of_blocks_the_youngest_of_the_lowest_priority_goes():
     assert set(driver.reasons.values()) == {"length"}
 
 
+def test_who_comes_first_starts_first_and_priority_goes_before():
+    driver = Driver(make_scheduler(max_sequences=1))
+    for name, priority in (("a", 0), ("b", 0), ("urgent", -1), ("later", 1), ("c", 0)):
+        driver.submit(name, [1, 2], max_tokens=2, priority=priority)
+    driver.run()
+    assert [name for name, _ in driver.reasons] == ["urgent", "a", "b", "c", "later"]
+
+
+def test_a_sequence_aborted_while_its_step_runs_gets_nothing():
+    driver = Driver(make_scheduler())
+    driver.submit("gone", [1, 2])
+    driver.submit("stays", [1, 3])
+    step = driver.scheduler.plan()
+    driver.scheduler.abort("gone")
+    outputs = driver.scheduler.complete(step, driver.oracle.run(step))
+    assert [output.request_id for output in outputs] == ["stays"]
+    driver.scheduler.check()
+
+
 def test_nothing_is_computed_twice_without_a_preemption():
     driver = Driver(make_scheduler(num_blocks=64, max_sequences=4, budget=8, max_model_len=64))
     for number in range(4):
@@ -263,9 +284,7 @@ def test_nothing_is_computed_twice_without_a_preemption():
     driver.run()
     assert driver.scheduler.stats.preemptions == 0
     positions = [
-        (slot, position)
-        for slot, start, length in driver.oracle.computed
-        for position in range(start, start + length)
+        (slot, position) for slot, start, length in driver.oracle.computed for position in range(start, start + length)
     ]
     assert len(positions) == len(set(positions)) == 4 * (13 + 5)
 

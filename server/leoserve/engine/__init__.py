@@ -1,1 +1,1 @@
-"""Between tokens and batches: requests, the scheduler, the paged cache, the engine's loop, its process and its client."""
+"""Between tokens and batches: requests, scheduler, paged cache, the loop, its process and its client."""

@@ -25,9 +25,7 @@ class StepRunner(Protocol):
 class EngineLoop:
     """Drives a scheduler and a runner. `submit` may be called from any thread, everything else from one."""
 
-    def __init__(
-        self, scheduler: Scheduler, runner: StepRunner, send: Callable[[StepOutputs | Refused], None]
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, runner: StepRunner, send: Callable[[StepOutputs | Refused], None]) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self._send = send

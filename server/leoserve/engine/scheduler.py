@@ -207,7 +207,7 @@ class Scheduler:
         At least one token is always left to compute: its logits are what is sampled.
         """
         size = self.limits.block_size
-        if donor is not None and sequence.num_generated == 0:
+        if donor is not None:
             full, rest = divmod(sequence.num_prompt - 1, size)
             return donor.blocks[:full], donor.blocks[full] if rest else None
         if not self.limits.prefix_caching or sequence.request.params.prompt_logprobs is not None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from leokernels import AttentionMetadata
 
+from leokernels import AttentionMetadata
 from leoserve.model.step import Row, Step
 
 Int32 = npt.NDArray[np.int32]

@@ -89,11 +89,9 @@ def plan_cache(
     else:
         budget, reason = _default_budget(device, utilization, per_sequence * size)
         blocks = budget // size
-    if blocks > useful:
-        blocks, reason = useful, f"enough for {max_num_seqs} sequences of {max_model_len} tokens"
+        if blocks > useful:
+            blocks, reason = useful, f"enough for {max_num_seqs} sequences of {max_model_len} tokens"
     available = available_bytes(device)
-    if blocks * size > available and num_blocks is None and memory_bytes is None:
-        blocks = available // size
     if blocks < per_sequence:
         raise TooLittleMemory(_too_small(blocks, size, block_size, per_sequence, available))
     if blocks * size > available:
@@ -112,7 +110,7 @@ def _default_budget(device: torch.device, utilization: float, one_sequence: int)
         return max(0, budget), f"what {utilization:.0%} of the GPU's memory leaves beside the weights"
     limit = max(CPU_CACHE_LIMIT, one_sequence)
     if available // 2 < limit:
-        return max(available // 2, min(available, one_sequence)), f"half of the {_gib(available)} available"
+        return max(available // 2, min(available, one_sequence)), f"of the {_gib(available)} available"
     return limit, f"the default on a CPU is {_gib(CPU_CACHE_LIMIT)} or one full sequence"
 
 

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 
 import torch
 
-from leoserve.model.step import Row, RowResult, Step, TokenLogprobs
 from leoserve.model.batch import Batch, BlockTables, build_batch
 from leoserve.model.llama import Llama
 from leoserve.model.sampler import Sampler
+from leoserve.model.step import Row, RowResult, Step, TokenLogprobs
 
 LOGITS_PER_PASS = 64  # rows of logits that a scored prompt holds at a time
 
 
 class Runner:
-    """A network, its paged cache and its sampler. Holds the persistent state of every slot.
-
-    `key_value`: per layer, keys and values, each [num_blocks, block_size, kv_heads, head_dim].
-    """
+    """A network, its paged cache and its sampler. Holds the persistent state of every slot."""
 
     def __init__(
         self,
@@ -29,23 +26,13 @@ class Runner:
         block_size: int,
         max_num_seqs: int,
         max_model_len: int,
-        dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
         self.model = model
         self.sampler = sampler
-        self.device = device
+        self.device = model.device
         blocks_per_sequence = -(-max_model_len // block_size)
-        self.tables = BlockTables(
-            slots=max_num_seqs, blocks_per_sequence=blocks_per_sequence, block_size=block_size
-        )
-        config = model.config
-        shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
-        # zeros, not empty: the pages are touched only when used, and a stale NaN could not be told from a real one
-        self.key_value = [
-            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for _ in range(config.num_layers)
-        ]
+        self.tables = BlockTables(slots=max_num_seqs, blocks_per_sequence=blocks_per_sequence, block_size=block_size)
+        self.key_value = model.new_cache(num_blocks, block_size)
 
     @torch.inference_mode()
     def run(self, step: Step) -> list[RowResult]:
@@ -80,12 +67,12 @@ class Runner:
         last = batch.metadata.query_start[1:].long() - 1
         logits = self.model.logits(hidden[last[wanted]])
         rows = [step.rows[number] for number in wanted]
-        sampled = self.sampler.sample(
-            logits, [row.slot for row in rows], [row.start + len(row.tokens) for row in rows]
-        )
+        positions = [row.start + len(row.tokens) for row in rows]
+        sampled = self.sampler.sample(logits, [row.slot for row in rows], positions)
         for place, number in enumerate(wanted):
             results[number].token = sampled.token_ids[place]
             results[number].logprobs = sampled.logprobs[place]
+            results[number].error = sampled.failed[place]
 
     def _score_prompts(self, step: Step, batch: Batch, hidden: torch.Tensor, results: list[RowResult]) -> None:
         """Log-probabilities of prompt tokens, for the rows that want them."""

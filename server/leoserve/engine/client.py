@@ -1,0 +1,271 @@
+"""The engine as the API process sees it: start it, send requests, receive tokens, notice its death, start it again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator
+from typing import Literal
+
+from leoserve.engine.config import EngineConfig
+from leoserve.engine.connection import Connection
+from leoserve.engine.request import (
+    Abort,
+    EngineStats,
+    Failed,
+    FromEngine,
+    Ready,
+    Refused,
+    Request,
+    StepOutputs,
+    TokenOutput,
+)
+
+log = logging.getLogger("leoserve.engine")
+
+State = Literal["loading", "ready", "restarting", "draining", "failed"]
+LONGEST_BACKOFF = 30.0  # seconds between two attempts to restart an engine that does not come up
+STABLE_AFTER = 60.0  # seconds of serving after which a death counts as the first one again
+
+
+class EngineError(Exception):
+    """Something between a request and its tokens."""
+
+
+class EngineRefused(EngineError):
+    """The engine did not admit the request. `kind`: "overloaded" (try later) or "never_fits" (never will)."""
+
+    def __init__(self, kind: Literal["overloaded", "never_fits"], message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+
+
+class EngineUnavailable(EngineError):
+    """Nothing is admitted now. `retry_after`: seconds."""
+
+    def __init__(self, state: State, retry_after: int) -> None:
+        super().__init__(f"the engine is {state}")
+        self.state = state
+        self.retry_after = retry_after
+
+
+class EngineDied(EngineError):
+    """The engine's process ended while the request was running."""
+
+
+class EngineFailed(EngineError):
+    """The engine cannot start; the message says what to do."""
+
+
+class _Stream:
+    """What one request still waits for."""
+
+    __slots__ = ("open", "queue")
+
+    def __init__(self, choices: int) -> None:
+        self.open = set(range(choices))
+        self.queue: asyncio.Queue[TokenOutput | EngineError | None] = asyncio.Queue()
+
+
+class EngineClient:
+    """One engine process and the requests it works on. All methods but `spawn` belong to the event loop."""
+
+    def __init__(self, config: EngineConfig, *, stall_timeout: float = 300.0) -> None:
+        self.config = config
+        self.stall_timeout = stall_timeout
+        self.state: State = "loading"
+        self.ready: Ready | None = None
+        self.stats = EngineStats()
+        self.failure: str | None = None
+        self.restarts = 0
+        self.last_progress = time.monotonic()
+        self._streams: dict[str, _Stream] = {}
+        self._connection: Connection | None = None
+        self._receiver: asyncio.Task[None] | None = None
+        self._restart: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()  # set, and replaced, at every change of state
+        self._stopping = False
+        self._ready_at = 0.0
+        self._backoff = 0.0
+
+    @property
+    def in_flight(self) -> int:
+        """Choices that were sent and have not ended."""
+        return sum(len(stream.open) for stream in self._streams.values())
+
+    @property
+    def healthy(self) -> bool:
+        """False when work waits and no step has finished for `stall_timeout` seconds, or the engine cannot start."""
+        if self.state == "failed":
+            return False
+        stalled = time.monotonic() - self.last_progress > self.stall_timeout
+        return not (stalled and self._streams)
+
+    def spawn(self) -> None:
+        """Start the engine's process. Needs no event loop, so that it can load while the API process still imports."""
+        self._connection = Connection(self.config)
+
+    async def start(self) -> None:
+        """Begin to listen to the engine, and to watch over it."""
+        if self._connection is None:
+            self.spawn()
+        self._listen()
+
+    async def wait_ready(self) -> Ready:
+        """Until the engine serves. Raises EngineFailed when it cannot."""
+        while self.ready is None:
+            if self.state == "failed":
+                raise EngineFailed(self.failure or "the engine could not start")
+            await self._changed.wait()
+        return self.ready
+
+    async def drain(self, grace: float) -> bool:
+        """Admit nothing more and wait for what runs, at most `grace` seconds. True when everything had its end."""
+        self._enter("draining")
+        deadline = time.monotonic() + grace
+        while self._streams and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        finished = not self._streams
+        for stream in self._streams.values():
+            stream.queue.put_nowait(EngineDied("the server is shutting down"))
+        return finished
+
+    async def stop(self) -> None:
+        """End the engine's process and remove its sockets. Requests still running get EngineDied."""
+        self._stopping = True
+        for task in (self._receiver, self._restart):
+            if task is not None:
+                task.cancel()
+        self._fail_streams("the server is shutting down")
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.hang_up()
+            await asyncio.to_thread(connection.end)
+
+    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        """All choices' outputs as they come. Closing the generator aborts what still runs.
+
+        Raises EngineUnavailable or EngineRefused before the first output, EngineDied after or before it.
+        """
+        if self.state != "ready" or self._connection is None:
+            raise EngineUnavailable(self.state, retry_after=5 if self.state == "loading" else 2)
+        if request.request_id in self._streams:
+            raise ValueError(f"request id {request.request_id!r} is in use")
+        stream = self._streams[request.request_id] = _Stream(request.params.n)
+        if len(self._streams) == 1:
+            self.last_progress = time.monotonic()  # idle until now: the clock of a stall starts here
+        try:
+            self._connection.send(request)
+            while stream.open:
+                item = await stream.queue.get()
+                if isinstance(item, EngineError):
+                    stream.open.clear()
+                    raise item
+                if item is None or item.index not in stream.open:
+                    continue
+                if item.finish_reason is not None:
+                    stream.open.discard(item.index)
+                yield item
+        finally:
+            self._streams.pop(request.request_id, None)
+            if stream.open and self._connection is not None:
+                self._connection.send(Abort(request_id=request.request_id))
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End a request, or one choice of it: `generate` yields no more of it."""
+        stream = self._streams.get(request_id)
+        if stream is None or self._connection is None:
+            return
+        if index is None:
+            stream.open.clear()
+        else:
+            stream.open.discard(index)
+        stream.queue.put_nowait(None)
+        self._connection.send(Abort(request_id=request_id, index=index))
+
+    def _listen(self) -> None:
+        connection = self._connection
+        if connection is None:
+            raise RuntimeError("no engine was spawned")
+        loop = asyncio.get_running_loop()
+        self._receiver = loop.create_task(self._receive(connection))
+        watcher = threading.Thread(target=self._watch, args=(connection, loop), name="engine-watcher", daemon=True)
+        watcher.start()
+
+    async def _receive(self, connection: Connection) -> None:
+        while True:
+            self._take(await connection.receive())
+
+    def _take(self, message: FromEngine) -> None:
+        self.last_progress = time.monotonic()
+        if isinstance(message, StepOutputs):
+            self.stats = message.stats
+            for output in message.outputs:
+                stream = self._streams.get(output.request_id)
+                if stream is not None:
+                    stream.queue.put_nowait(output)
+        elif isinstance(message, Refused):
+            stream = self._streams.get(message.request_id)
+            if stream is not None:
+                stream.queue.put_nowait(EngineRefused(message.kind, message.message))
+        elif isinstance(message, Ready):
+            self.ready = message
+            self._ready_at = time.monotonic()
+            if self.state != "draining":
+                self._enter("ready")
+        else:
+            self._take_failure(message)
+
+    def _take_failure(self, message: Failed) -> None:
+        self.failure = message.message
+
+    def _watch(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread: wait for the process to end, and tell the event loop."""
+        code = connection.wait()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._ended, connection, code)
+
+    def _ended(self, connection: Connection, code: int) -> None:
+        if self._stopping or connection is not self._connection:
+            return
+        if self._receiver is not None:
+            self._receiver.cancel()
+        for message in connection.last_words():
+            self._take(message)
+        if self.ready is None:
+            self.failure = self.failure or f"the engine ended with code {code} while it was starting{_why(code)}"
+            self._enter("failed")
+            return
+        log.error("the engine ended with code %d%s; restarting it", code, _why(code))
+        self._fail_streams(f"the engine ended with code {code} and is being restarted")
+        if self.state != "draining":
+            self._enter("restarting")
+            self._restart = asyncio.get_running_loop().create_task(self._respawn(connection))
+
+    async def _respawn(self, dead: Connection) -> None:
+        dead.hang_up()
+        if time.monotonic() - self._ready_at > STABLE_AFTER:
+            self._backoff = 0.0
+        await asyncio.sleep(self._backoff)
+        self._backoff = min(LONGEST_BACKOFF, 2 * self._backoff + 0.5)
+        self.restarts += 1
+        self.stats = EngineStats()
+        self.last_progress = time.monotonic()
+        self.spawn()
+        self._listen()
+
+    def _fail_streams(self, message: str) -> None:
+        for stream in self._streams.values():
+            stream.queue.put_nowait(EngineDied(message))
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _why(code: int) -> str:
+    return " (killed: the system may be out of memory)" if code == -9 else ""

@@ -1,0 +1,108 @@
+"""The API process's end of the line to one engine process: the process, two sockets, and the folder they live in.
+
+ZeroMQ over unix sockets of mode 0600 in a folder of mode 0700; msgspec-encoded records, never pickle, never TCP. The
+engine ends when its standard input does, so it never outlives the server, however that ends.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from leoserve.engine.config import EngineConfig
+from leoserve.engine.request import FromEngine, ToEngine
+
+LONGEST_SOCKET_PATH = 100  # of the 107 bytes that a unix socket's path may have
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """The first line of the engine's standard input."""
+
+    config: EngineConfig
+    requests: str  # where the engine pulls from
+    results: str  # where the engine pushes to
+
+
+class Connection:
+    """Starts an engine process on construction. `receive` needs a running event loop; nothing else does."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._folder = _socket_folder()
+        self._context = zmq.Context()
+        self._requests = self._bind(zmq.PUSH, "requests")
+        self._results = self._bind(zmq.PULL, "results")
+        self._async_results: zmq.asyncio.Socket | None = None
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "leoserve.engine.process"],
+            stdin=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            start_new_session=True,  # the terminal's Ctrl-C is the server's to handle
+        )
+        launch = Launch(config, f"ipc://{self._folder}/requests", f"ipc://{self._folder}/results")
+        if self.process.stdin is None:
+            raise RuntimeError("the engine has no standard input")
+        self.process.stdin.write(msgspec.json.encode(launch) + b"\n")
+        self.process.stdin.flush()
+
+    def send(self, message: ToEngine) -> None:
+        """Never blocks: the socket's queue is unbounded, what may wait is bounded by admission."""
+        self._requests.send(self._encoder.encode(message))
+
+    async def receive(self) -> FromEngine:
+        """The next message of the engine."""
+        if self._async_results is None:
+            self._async_results = zmq.asyncio.Socket.from_socket(self._results)
+        return self._decoder.decode(await self._async_results.recv())
+
+    def last_words(self) -> Iterator[FromEngine]:
+        """What an engine that has ended had still sent."""
+        while self._results.poll(100):
+            yield self._decoder.decode(self._results.recv())
+
+    def wait(self) -> int:
+        """Block until the process ends; its exit code, negative for a signal."""
+        return self.process.wait()
+
+    def hang_up(self) -> None:
+        """Close the sockets and remove them. Belongs to the event loop, if `receive` was ever awaited."""
+        self._requests.close(linger=0)
+        (self._async_results or self._results).close(linger=0)
+        self._context.term()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def end(self, grace: float = 5.0) -> None:
+        """End the process: it goes by itself when its standard input ends, and is killed after `grace` seconds."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(grace)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _bind(self, kind: int, name: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        socket.set_hwm(0)
+        socket.bind(f"ipc://{self._folder}/{name}")
+        (self._folder / name).chmod(0o600)
+        return socket
+
+
+def _socket_folder() -> Path:
+    """A new folder of mode 0700 whose path leaves room for a socket's name."""
+    folder = Path(tempfile.mkdtemp(prefix="leoserve-"))
+    if len(str(folder)) > LONGEST_SOCKET_PATH - len("/requests"):
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="leoserve-", dir="/tmp"))
+    return folder

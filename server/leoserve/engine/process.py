@@ -1,0 +1,106 @@
+"""The engine's process: load the model, say so, then run steps until the server goes away.
+
+Started as `python -m leoserve.engine.process` by `connection.py`, which writes a `Launch` to its standard input.
+Two threads: one receives requests and refuses what exceeds the bounds at once, one runs the steps.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import IO
+
+import msgspec
+import zmq
+
+from leoserve import log as logs
+from leoserve.engine.connection import Launch
+from leoserve.engine.loop import EngineLoop
+from leoserve.engine.request import Failed, FromEngine, Request, ToEngine
+from leoserve.engine.start import CannotStart, start_engine
+
+CANNOT_START = 2
+
+
+class Line:
+    """The engine's end of the sockets. Each thread that sends has a socket of its own."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._context = zmq.Context()
+        self._address = launch.results
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+        self._threads = threading.local()
+        self._requests = self._context.socket(zmq.PULL)
+        self._requests.set_hwm(0)
+        self._requests.connect(launch.requests)
+
+    def send(self, message: FromEngine) -> None:
+        """To the API process. Never blocks."""
+        socket: zmq.Socket[bytes] | None = getattr(self._threads, "socket", None)
+        if socket is None:
+            socket = self._threads.socket = self._context.socket(zmq.PUSH)
+            socket.set_hwm(0)
+            socket.connect(self._address)
+        socket.send(self._encoder.encode(message))
+
+    def receive(self) -> ToEngine:
+        """The next message of the API process; blocks."""
+        return self._decoder.decode(self._requests.recv())
+
+    def close(self) -> None:
+        """Deliver what was sent, and close. Only before other threads send."""
+        socket: zmq.Socket[bytes] | None = getattr(self._threads, "socket", None)
+        if socket is not None:
+            socket.close(linger=2000)
+        self._requests.close(linger=0)
+        self._context.term()
+
+
+def receive_requests(line: Line, loop: EngineLoop) -> None:
+    """Admit or refuse what arrives, while the other thread computes."""
+    admission = loop.scheduler.admission
+    while True:
+        message = line.receive()
+        if isinstance(message, Request):
+            refused = admission.admit(message)
+            if refused is not None:
+                line.send(refused)
+                continue
+        loop.submit(message)
+
+
+def exit_with(stdin: IO[bytes]) -> None:
+    """End this process when its standard input ends: the server is gone, or wants it gone."""
+    while stdin.read(4096):
+        pass
+    os._exit(0)
+
+
+def main() -> int:
+    """Exit code 2 when the engine cannot start; the reason went to the API process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stdin = sys.stdin.buffer
+    launch = msgspec.json.decode(stdin.readline(), type=Launch)
+    logs.configure(launch.config.log_format, launch.config.log_level)
+    threading.Thread(target=exit_with, args=(stdin,), name="stdin", daemon=True).start()
+    line = Line(launch)
+    try:
+        loop, ready = start_engine(launch.config, line.send)
+    except CannotStart as error:
+        line.send(Failed(str(error)))
+        line.close()
+        return CANNOT_START
+    threading.Thread(target=receive_requests, args=(line, loop), name="requests", daemon=True).start()
+    line.send(ready)
+    loop.run()
+    return 0
+
+
+if __name__ == "__main__":
+    # not sys.exit: other threads hold sockets and torch's pools, which an orderly exit would wait for
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,216 @@
+"""From an EngineConfig to a loop that serves: what was left open is chosen here, and said with its reason."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import leokernels
+from leoserve.engine.admission import Admission
+from leoserve.engine.cache import BlockPool
+from leoserve.engine.config import EngineConfig
+from leoserve.engine.loop import EngineLoop
+from leoserve.engine.request import Ready, Refused, StepOutputs
+from leoserve.engine.scheduler import Scheduler, SchedulerLimits
+from leoserve.model.config import ModelConfig, UnsupportedModel
+from leoserve.model.llama import Llama
+from leoserve.model.memory import CachePlan, TooLittleMemory, plan_cache, require_weights_fit
+from leoserve.model.runner import Runner
+from leoserve.model.sampler import Sampler
+from leoserve.model.step import Admitted, Row, SamplingParams, Step
+from leoserve.model.weights import WeightsError, load_weights
+
+log = logging.getLogger("leoserve.engine")
+
+BLOCK_SIZE = {"cpu": 32, "cuda": 64}
+TOKENS_PER_STEP = {"cpu": 512, "cuda": 8192}  # a CPU's steps stay short enough for those who generate
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class CannotStart(Exception):
+    """One line that says what is wrong and what to do."""
+
+
+def start_engine(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) -> tuple[EngineLoop, Ready]:
+    """Load the model, allocate the cache and warm up. Raises CannotStart."""
+    try:
+        return _start(config, send)
+    except (UnsupportedModel, WeightsError, TooLittleMemory, leokernels.UnsupportedAttention) as error:
+        raise CannotStart(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise CannotStart(f"out of memory while starting: {error}; lower --kv-cache-memory") from error
+
+
+def _start(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) -> tuple[EngineLoop, Ready]:
+    device = choose_device(config.device)
+    folder = Path(config.model)
+    model_config = ModelConfig.from_folder(folder)
+    dtype, dtype_reason = choose_dtype(config.dtype, model_config.dtype, device)
+    threads = choose_threads(config.threads, device)
+    max_model_len = choose_length(config.max_model_len, model_config)
+    block_size = config.block_size or BLOCK_SIZE[device.type]
+    attention = leokernels.choose(device, dtype, model_config.head_dim, block_size, config.attention)
+    log.info("device %s, %d threads; %s (%s)", device, threads, _name(dtype), dtype_reason)
+    log.info("attention kernels: %s (%s)", attention.name, attention.reason)
+    require_weights_fit(model_config, dtype, device)
+    model = Llama(model_config, dtype=dtype, device=device, attention=attention.name)
+    num_bytes = _load(model, folder, model_config, config.progress)
+    plan = plan_cache(
+        model_config,
+        dtype=dtype,
+        device=device,
+        block_size=block_size,
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        num_blocks=config.num_kv_blocks,
+        memory_bytes=config.kv_cache_memory_bytes,
+        utilization=config.gpu_memory_utilization,
+    )
+    _say_cache(plan, block_size)
+    token_ranges = config.token_ranges or [(0, model_config.vocab_size)]
+    sampler = Sampler(
+        max_slots=config.max_num_seqs, vocab_size=model_config.vocab_size, token_ranges=token_ranges, device=device
+    )
+    runner = Runner(
+        model,
+        sampler,
+        num_blocks=plan.num_blocks,
+        block_size=block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=max_model_len,
+    )
+    warm_up(runner, min(16, max_model_len))
+    scheduler = _scheduler(config, device, plan, block_size, max_model_len)
+    ready = Ready(
+        max_model_len=max_model_len,
+        block_size=block_size,
+        num_blocks=plan.num_blocks,
+        vocab_size=model_config.vocab_size,
+        max_num_seqs=config.max_num_seqs,
+        dtype=_name(dtype),
+        device=str(device),
+        attention=attention.name,
+        weight_bytes=num_bytes,
+    )
+    return EngineLoop(scheduler, runner, send), ready
+
+
+def choose_device(asked: str) -> torch.device:
+    """A GPU when there is one, unless told otherwise. Raises CannotStart when a GPU is asked for and none is there."""
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise CannotStart("--device cuda: torch sees no GPU here; take --device cpu, or a torch build with CUDA")
+    return torch.device("cuda", 0) if asked == "cuda" else torch.device("cpu")
+
+
+def choose_dtype(asked: str, checkpoint: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype of weights and cache, and why. Half precision on a CPU is bfloat16: its products run natively there."""
+    if asked != "auto":
+        return getattr(torch, asked), "as --dtype says"
+    if device.type == "cpu" and checkpoint == "float16":
+        return torch.bfloat16, "the checkpoint's float16 has no fast products on a CPU"
+    return getattr(torch, checkpoint), "the checkpoint's"
+
+
+def choose_threads(asked: int | None, device: torch.device) -> int:
+    """Sets and returns torch's threads: all cores that this process may use."""
+    threads = asked or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def choose_length(asked: int | None, config: ModelConfig) -> int:
+    """Tokens of the longest sequence. Raises CannotStart above the model's context."""
+    longest = config.max_position_embeddings
+    if asked is not None and asked > longest:
+        raise CannotStart(f"--max-model-len {asked}: this model's context is {longest} tokens")
+    return asked or longest
+
+
+def warm_up(runner: Runner, length: int) -> None:
+    """One prefill and one decode step, so that no client pays for lazily made buffers and plans."""
+    params = SamplingParams(max_tokens=2, temperature=1.0, top_p=0.9, logprobs=1)
+    tokens = [0] * max(1, length - 1)
+    blocks = list(range(-(-length // runner.tables.block_size)))
+    new = Admitted(params, 0, tokens, [])
+    runner.run(Step([Row(slot=0, start=0, tokens=tokens, new_blocks=blocks, samples=True, admitted=new)]))
+    if length > 1:
+        runner.run(Step([Row(slot=0, start=length - 1, tokens=[0], new_blocks=[], samples=True)]))
+
+
+def _scheduler(
+    config: EngineConfig, device: torch.device, plan: CachePlan, block_size: int, max_model_len: int
+) -> Scheduler:
+    budget = max(config.max_num_batched_tokens or TOKENS_PER_STEP[device.type], config.max_num_seqs)
+    log.info("a step computes at most %d tokens of at most %d sequences", budget, config.max_num_seqs)
+    limits = SchedulerLimits(
+        max_sequences=config.max_num_seqs,
+        max_tokens_per_step=budget,
+        max_model_len=max_model_len,
+        block_size=block_size,
+        prefix_caching=config.enable_prefix_caching,
+    )
+    admission = Admission(
+        capacity=min(max_model_len, plan.num_blocks * block_size),
+        max_waiting=config.max_waiting_requests,
+        max_waiting_tokens=config.max_waiting_tokens,
+    )
+    return Scheduler(limits, BlockPool(plan.num_blocks), admission)
+
+
+def _load(model: Llama, folder: Path, config: ModelConfig, progress: bool) -> int:
+    begin = time.monotonic()
+    with WeightsProgress(progress) as bar:
+        num_bytes = load_weights(model, folder, config, progress=bar)
+    model.prepare()
+    seconds = max(time.monotonic() - begin, 1e-9)
+    log.info("weights: %.2f GB in %.1f s (%.2f GB/s)", num_bytes / 1e9, seconds, num_bytes / 1e9 / seconds)
+    return num_bytes
+
+
+def _say_cache(plan: CachePlan, block_size: int) -> None:
+    log.info(
+        "key-value cache: %d blocks of %d tokens = %d tokens in %.2f GB (%s)",
+        plan.num_blocks,
+        block_size,
+        plan.num_blocks * block_size,
+        plan.num_blocks * plan.block_bytes / 1e9,
+        plan.reason,
+    )
+
+
+class WeightsProgress:
+    """A bar in GB and GB/s on a terminal; a line every few seconds elsewhere."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._bar = tqdm(
+            desc="weights", unit="B", unit_scale=True, disable=not (enabled and sys.stderr.isatty()), leave=False
+        )
+        self._lines = enabled and not sys.stderr.isatty()
+        self._last = time.monotonic()
+
+    def __enter__(self) -> WeightsProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` bytes are in place."""
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+        if self._lines and time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            log.info("weights: %.1f of %.1f GB", done / 1e9, total / 1e9)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
