@@ -46,6 +46,8 @@ def test_repetition_comes_before_the_other_penalties_and_after_the_bias() -> Non
     changes = {"repetition_penalty": 2.0, "frequency_penalty": 0.5, "presence_penalty": 0.25, "logit_bias": {1: 3.0}}
     # (1 + 3) / 2 - 2 * 0.5 - 0.25
     assert edited([1.0, 1.0], [], [1, 1], **changes) == [1.0, 0.75]
+    # A token of the prompt alone has the repetition penalty only.
+    assert edited([1.0, 1.0], [0], [1, 1], **changes) == [0.5, 0.75]
 
 
 def test_the_repetition_penalty_is_that_of_transformers() -> None:

@@ -5,8 +5,8 @@ Order of processing, vLLM's, since its users' settings should mean the same here
 1. ids without a token are banned; log-probabilities are taken (logprobs.py);
 2. allowed_token_ids, bad_words, min_tokens, logit_bias, penalties (edits.py); what is greedy then takes the maximum;
 3. temperature;
-4. min_p, top_k, top_p, each over what the one before left (truncation.py). transformers has min_p last; over all the
-   vocabulary it means the same, and first it does not depend on what the other two removed;
+4. min_p, top_k, top_p, each over what the one before left (truncation.py). transformers has min_p last: since it is
+   relative to the most likely token, which all of them keep, only the mass that top_p is a share of differs;
 5. one uniform number a row from (seed, choice, position) (noise.py), and the inverse of the cumulative distribution in
    the order of ids.
 
