@@ -99,7 +99,9 @@ async def test_a_stop_string_over_several_tokens_never_leaks(server: Running) ->
     events = await server.events(stop=["Frankreich ist Pa"], logprobs=True, return_token_ids=False)
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in events[:-1])
     told = "".join(
-        token["token"] for chunk in events[:-1] for token in (chunk["choices"][0]["logprobs"] or {"content": []})["content"]
+        token["token"]
+        for chunk in events[:-1]
+        for token in (chunk["choices"][0]["logprobs"] or {"content": []})["content"]
     )
     assert text == told == "Die Hauptstadt von "
     assert events[-2]["choices"][0]["finish_reason"] == "stop"
@@ -177,7 +179,8 @@ async def leave(server: Running, path: str, body: dict[str, Any], *, after: str)
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 @pytest.mark.parametrize(
-    ("stream", "pause", "after"), [(False, 0, "nothing"), (False, 2, "nothing"), (True, 0, "nothing"), (True, 2, "first")]
+    ("stream", "pause", "after"),
+    [(False, 0, "nothing"), (False, 2, "nothing"), (True, 0, "nothing"), (True, 2, "first")],
 )
 async def test_a_client_that_goes_away_ends_its_work_in_the_engine(
     server: Running, path: str, stream: bool, pause: int, after: str

@@ -179,9 +179,7 @@ async def test_streamed_logprobs_are_those_of_the_whole_answer(server: Running) 
     assert bytes(byte for token in told for byte in token["bytes"]).decode() == text
 
 
-async def test_token_ids_are_returned_with_the_one_that_ended_the_answer(
-    server: Running, tokenizer: Tokenizer
-) -> None:
+async def test_token_ids_are_returned_with_the_one_that_ended_the_answer(server: Running, tokenizer: Tokenizer) -> None:
     answer = (await server.chat(return_token_ids=True, logprobs=True)).json()
     expected = [*pieces(tokenizer, "Paris."), tokenizer.token_id("<|im_end|>")]
     assert answer["prompt_token_ids"] == server.engine.requests[0].prompt
@@ -245,9 +243,7 @@ async def test_control_tokens_are_shown_when_asked_for(server: Running, tokenize
 
 
 @pytest.mark.parametrize("keep", [5, -1])
-async def test_a_long_prompt_is_cut_to_its_end_behind_the_bos(
-    server: Running, tokenizer: Tokenizer, keep: int
-) -> None:
+async def test_a_long_prompt_is_cut_to_its_end_behind_the_bos(server: Running, tokenizer: Tokenizer, keep: int) -> None:
     messages = [{"role": "user", "content": "Paris " * 300}]
     answer = await server.chat(messages=messages, truncate_prompt_tokens=keep, max_tokens=6)
     assert answer.status_code == 200

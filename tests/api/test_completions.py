@@ -51,9 +51,7 @@ async def test_all_four_forms_of_prompts_are_understood(server: Running, tokeniz
         assert len(answer.json()["choices"]) == len(expected)
 
 
-async def test_a_text_begins_with_one_bos_and_may_spell_control_tokens(
-    server: Running, tokenizer: Tokenizer
-) -> None:
+async def test_a_text_begins_with_one_bos_and_may_spell_control_tokens(server: Running, tokenizer: Tokenizer) -> None:
     await server.complete(prompt="<s><|im_start|>user")
     await server.complete(prompt="Paris", add_special_tokens=False)
     first, second = (request.prompt for request in server.engine.requests)
@@ -122,9 +120,7 @@ async def test_best_of_returns_the_likeliest_of_all_it_generated(server: Running
     assert server.engine.requests[0].params.n == 4
 
 
-async def test_logprobs_have_one_entry_a_token_and_offsets_into_the_text(
-    server: Running, tokenizer: Tokenizer
-) -> None:
+async def test_logprobs_have_one_entry_a_token_and_offsets_into_the_text(server: Running, tokenizer: Tokenizer) -> None:
     server.says("Köln ist schön")
     choice = (await server.complete(logprobs=2)).json()["choices"][0]
     told = choice["logprobs"]

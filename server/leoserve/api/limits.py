@@ -81,6 +81,7 @@ class BodyLimit:
         await self.app(scope, limited_receive, send)
 
     def too_large(self) -> ApiError:
-        # The rest of the body is not read, so the connection cannot carry another request.
+        # The HTTP server discards the rest of the body. Closing the connection instead would reset it, and a client
+        # that is still sending would never see this answer.
         message = f"The request body is larger than this server takes ({self.max_bytes} bytes)."
-        return ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
+        return ApiError(413, message, code="request_too_large")

@@ -1,0 +1,82 @@
+"""Bearer keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import openai
+import pytest
+
+from leoserve.api.app import routes
+from leoserve.api.auth import hash_key, matching_hash
+
+from .conftest import Running, Start
+from .test_errors import error_of
+
+OPEN = {"/health", "/ready", "/metrics"}
+
+
+@pytest.fixture
+async def locked(start: Start, tmp_path: Path) -> Running:
+    (tmp_path / "keys").write_text("# of the second client\nkey-zwei\n")
+    return await start(api_key=["key-eins"], api_key_file=tmp_path / "keys")
+
+
+async def test_every_route_but_three_needs_a_key(locked: Running) -> None:
+    anyone, keyed = ({route.path for route in router.routes} for router in routes([]))  # type: ignore[attr-defined]
+    assert anyone == OPEN
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/version", "/docs", "/openapi.json"} < keyed
+    for path in anyone:
+        assert (await locked.http.get(path)).status_code == 200
+    for path in keyed:
+        method = "POST" if "completions" in path else "GET"
+        answer = await locked.http.request(method, path.replace("{model:path}", "leo"))
+        assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key"), path
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_each_key_opens(locked: Running) -> None:
+    assert (
+        await locked.openai.chat.completions.create(model="leo", messages=[{"role": "user", "content": "Hallo"}])
+    ).id
+    for header in ("Bearer key-eins", "bearer key-zwei"):
+        assert (await locked.http.get("/v1/models", headers={"Authorization": header})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer key", "Bearer key-einss", "Basic key-eins", "key-eins", "Bearer k\u00e9y"]
+)
+async def test_nothing_else_opens(locked: Running, header: str) -> None:
+    answer = await locked.http.get("/v1/models", headers={"Authorization": header.encode("latin-1")})
+    assert answer.status_code == 401
+    assert "key-eins" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models?x=/health", "//v1/models", "/v1/models/", "/health/../v1/models", "/v1/models/x/metrics"]
+)
+async def test_no_spelling_of_a_url_gets_around_the_key(locked: Running, path: str) -> None:
+    answer = await locked.http.get(locked.url + path)
+    assert answer.status_code in (401, 404)
+    assert "leo-alias" not in answer.text
+
+
+async def test_the_sdk_raises_its_authentication_error(locked: Running) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        await locked.openai.with_options(api_key="wrong").models.list()
+
+
+async def test_clients_with_different_keys_share_no_cached_prompts(locked: Running) -> None:
+    for key in ("key-eins", "key-zwei", "key-eins"):
+        locked.http.headers["Authorization"] = f"Bearer {key}"
+        await locked.chat()
+    salts = [request.salt for request in locked.engine.requests]
+    assert salts[0] == salts[2] != salts[1]
+    assert not any("key" in salt for salt in salts)
+
+
+def test_a_key_is_found_wherever_it_stands_and_only_whole() -> None:
+    hashes = [hash_key(key) for key in ("a", "b", "c")]
+    assert [matching_hash(hashes, key) for key in "abc"] == hashes
+    assert matching_hash(hashes, "d") is None
+    assert matching_hash(hashes, "") is None
