@@ -76,7 +76,8 @@ class Server:
         """An OpenAI SDK client of this server."""
         from openai import OpenAI
 
-        return OpenAI(**({"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0} | options))
+        defaults: dict[str, Any] = {"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0}
+        return OpenAI(**(defaults | options))
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 60.0) -> int:
         """Send a signal; the exit code."""

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import leoserve
-from leoserve.flags import Settings, flag
 from leoserve.serve import StartError, bind, curl, listen
+from leoserve.settings import Settings, flag
 from tests.checkpoints import random_weights, write_checkpoint, write_weights
 from tests.conftest import ROOT, clean_environment
 

@@ -23,7 +23,7 @@ WHERE = "http://127.0.0.1:8000"
 
 def block(language: str) -> str:
     """The only block in `language`."""
-    (text,) = [text for name, text in BLOCKS if name == language]
+    (text,) = [str(text) for name, text in BLOCKS if name == language]
     return text
 
 
