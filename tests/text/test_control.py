@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leoserve.text.control import ControlTokens, is_marker, unused_character
@@ -10,6 +10,7 @@ SPELLINGS = ("<s>", "</s>", "<|im_end|>", "<|im_end", "s><s", "§", "<<")
 TEXT = st.lists(st.sampled_from([*SPELLINGS, "<", "|", ">", "s", "im_end", " ", "x"]), max_size=8).map("".join)
 
 
+@settings(deadline=None)
 @given(text=TEXT)
 def test_every_place_where_a_control_token_begins_is_marked(text: str) -> None:
     expected = "".join(
@@ -19,6 +20,7 @@ def test_every_place_where_a_control_token_begins_is_marked(text: str) -> None:
     assert ControlTokens(SPELLINGS).mark(text, "#", edges=False) == expected
 
 
+@settings(deadline=None)
 @given(
     before=TEXT, text=TEXT.filter(str.strip), after=TEXT, spaces=st.sampled_from(["", " ", "\n"]), trims=st.booleans()
 )

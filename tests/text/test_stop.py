@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leoserve.text.stop import StopStrings
@@ -24,6 +24,7 @@ def chunks(text: str, cuts: list[int]) -> Iterator[str]:
         yield text[start:end]
 
 
+@settings(deadline=None)
 @given(
     text=st.text(alphabet="abc\n", max_size=60),
     stops=st.lists(st.text(alphabet="abc\n", min_size=1, max_size=6), max_size=4),
@@ -46,6 +47,7 @@ def test_any_chunking_gives_what_the_whole_text_gives(
     assert sent + streams.flush() == expected
 
 
+@settings(deadline=None)
 @given(text=st.text(alphabet="ab", max_size=40), stop=st.text(alphabet="ab", min_size=1, max_size=5))
 def test_no_more_is_held_back_than_may_become_a_stop_string(text: str, stop: str) -> None:
     streams = StopStrings([stop])

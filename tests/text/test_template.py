@@ -93,8 +93,7 @@ def test_a_template_renders_as_transformers_renders_it(
     from transformers import AutoTokenizer
 
     truth = AutoTokenizer.from_pretrained(str(folder))
-    options = {"chat_template": source, "continue_final_message": continues}
-    expected = truth.apply_chat_template(CHAT, tokenize=False, **options)
+    expected = truth.apply_chat_template(CHAT, tokenize=False, chat_template=source, continue_final_message=continues)
     template = ChatTemplate.load(folder, source, tokenizer)
     assert render(template, CHAT, continue_final_message=continues) == expected
 
@@ -150,7 +149,7 @@ def test_control_tokens_in_other_fields_and_in_extra_stay_text(folder: Path, tok
 def test_a_checkpoints_template_is_found_in_every_form(tmp_path: Path, form: str) -> None:
     source = "{{ messages[0].content }}!"
     named = [{"name": "tool_use", "template": "?"}, {"name": "default", "template": source}]
-    settings = {"string": {"chat_template": source}, "list": {"chat_template": named}}.get(form, {})
+    settings: dict[str, Any] = {"string": {"chat_template": source}, "list": {"chat_template": named}}.get(form, {})
     folder = checkpoint(tmp_path, "LlamaForCausalLM", **settings)
     if form == "jinja":
         (folder / "chat_template.jinja").write_text(source)
