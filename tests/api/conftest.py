@@ -83,7 +83,7 @@ class Running:
     def says(self, *texts: str) -> None:
         """Choice j answers with the j-th text (the last one for all further), and then ends its turn."""
         tokenizer = self.context.tokenizer
-        end = tokenizer.token_id("<|im_end|>")
+        end = control(tokenizer, "<|im_end|>")
 
         def answer(request: Request, index: int) -> Sequence[int]:
             return [*pieces(tokenizer, texts[min(index, len(texts) - 1)]), end]
@@ -108,6 +108,13 @@ class Running:
 def pieces(tokenizer: Tokenizer, text: str) -> list[int]:
     """The text as it is generated in the middle of a turn, without a space before it."""
     return tokenizer.encode("\n" + text, add_bos=False)[2:]
+
+
+def control(tokenizer: Tokenizer, name: str) -> int:
+    """The id of a control token."""
+    token = tokenizer.token_id(name)
+    assert token is not None
+    return token
 
 
 def parse_events(text: str) -> list[Any]:

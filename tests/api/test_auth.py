@@ -18,7 +18,7 @@ OPEN = {"/health", "/ready", "/metrics"}
 
 @pytest.fixture
 async def locked(start: Start, tmp_path: Path) -> Running:
-    (tmp_path / "keys").write_text("# of the second client\nkey-zwei\n")
+    (tmp_path / "keys").write_text("# of the second client\nkey-zwei\nschlüssel\n", encoding="utf-8")
     return await start(api_key=["key-eins"], api_key_file=tmp_path / "keys")
 
 
@@ -39,15 +39,15 @@ async def test_each_key_opens(locked: Running) -> None:
     assert (
         await locked.openai.chat.completions.create(model="leo", messages=[{"role": "user", "content": "Hallo"}])
     ).id
-    for header in ("Bearer key-eins", "bearer key-zwei"):
-        assert (await locked.http.get("/v1/models", headers={"Authorization": header})).status_code == 200
+    for header in ("Bearer key-eins", "bearer key-zwei", "Bearer schlüssel"):
+        assert (await locked.http.get("/v1/models", headers=[(b"Authorization", header.encode())])).status_code == 200
 
 
 @pytest.mark.parametrize(
     "header", ["", "Bearer", "Bearer key", "Bearer key-einss", "Basic key-eins", "key-eins", "Bearer k\u00e9y"]
 )
 async def test_nothing_else_opens(locked: Running, header: str) -> None:
-    answer = await locked.http.get("/v1/models", headers={"Authorization": header.encode("latin-1")})
+    answer = await locked.http.get("/v1/models", headers=[(b"Authorization", header.encode("latin-1"))])
     assert answer.status_code == 401
     assert "key-eins" not in answer.text
 
@@ -76,7 +76,7 @@ async def test_clients_with_different_keys_share_no_cached_prompts(locked: Runni
 
 
 def test_a_key_is_found_wherever_it_stands_and_only_whole() -> None:
-    hashes = [hash_key(key) for key in ("a", "b", "c")]
-    assert [matching_hash(hashes, key) for key in "abc"] == hashes
-    assert matching_hash(hashes, "d") is None
-    assert matching_hash(hashes, "") is None
+    hashes = [hash_key(key) for key in (b"a", b"b", b"c")]
+    assert [matching_hash(hashes, key) for key in (b"a", b"b", b"c")] == hashes
+    assert matching_hash(hashes, b"d") is None
+    assert matching_hash(hashes, b"") is None

@@ -9,7 +9,7 @@ import pytest
 
 from leoserve.text.tokenizer import Tokenizer
 
-from .conftest import Running, Start, pieces
+from .conftest import Running, Start, control, pieces
 
 QUESTION = {"role": "user", "content": "Hallo"}
 
@@ -235,7 +235,7 @@ async def test_stop_strings_are_not_looked_for_before_min_tokens(server: Running
 
 
 async def test_control_tokens_are_shown_when_asked_for(server: Running, tokenizer: Tokenizer) -> None:
-    ids = [*pieces(tokenizer, "Paris"), tokenizer.token_id("</s>")]
+    ids = [*pieces(tokenizer, "Paris"), control(tokenizer, "</s>")]
     server.engine.answer = lambda request, index: ids
     for skip, text in ((True, "Paris"), (False, "Paris</s>")):
         answer = await server.chat(skip_special_tokens=skip, ignore_eos=True, stop_token_ids=[300], max_tokens=3)

@@ -14,11 +14,11 @@ from fastapi import Request
 from leoserve.api.errors import ApiError
 
 
-def hash_key(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+def hash_key(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
-def matching_hash(hashes: Sequence[bytes], key: str) -> bytes | None:
+def matching_hash(hashes: Sequence[bytes], key: bytes) -> bytes | None:
     """The hash that `key` has, if it is among `hashes`. Takes the same time wherever, and whether, it is there."""
     presented = hash_key(key)
     found = None
@@ -33,14 +33,14 @@ def require_key(keys: Sequence[str]) -> Callable[[Request], Awaitable[None]]:
 
     It leaves the key's hash in `request.state.key_hash` (None without keys) and raises ApiError 401.
     """
-    hashes = [hash_key(key) for key in keys]
+    hashes = [hash_key(key.encode()) for key in keys]
 
     async def check(request: Request) -> None:
         request.state.key_hash = None
         if not hashes:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        found = matching_hash(hashes, key.strip())
+        found = matching_hash(hashes, key.strip().encode("latin-1"))  # a header's bytes, as they came
         if scheme.lower() != "bearer" or found is None:
             fault = "is not valid" if key else "is missing"
             raise ApiError(

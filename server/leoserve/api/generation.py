@@ -20,6 +20,8 @@ from leoserve.metrics import Finish
 
 T = TypeVar("T")
 
+TURN = 64  # outputs after which a request with many waiting lets the others have their turn
+
 
 async def unless_gone(request: HttpRequest, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client goes away. Raises ClientGone then.
@@ -109,6 +111,8 @@ class Generation:
         try:
             async with aclosing(outputs(self.context.engine, self.requests)) as stream:
                 async for number, output in stream:
+                    if self.record.outputs % TURN == TURN - 1:
+                        await asyncio.sleep(0)
                     request = self.requests[number]
                     choice = self.choices[number * request.params.n + output.index]
                     if choice.finish is None:

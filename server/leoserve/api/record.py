@@ -27,6 +27,7 @@ class Record:
     prompt_tokens: int = 0
     cached: dict[int, int] = field(default_factory=dict)  # by prompt, of its tokens
     generated_tokens: int = 0
+    outputs: int = 0  # of the engine
     scheduled_at: float = 0.0
     first_token_at: float = 0.0
     last_token_at: float = 0.0
@@ -48,6 +49,7 @@ class Record:
     def note(self, prompt: int, choice: Choice, output: TokenOutput) -> None:
         """An output of `choice`, which answers prompt number `prompt`, before the choice takes it in."""
         now = time.monotonic()
+        self.outputs += 1
         count = len(output.token_ids)
         self.cached.setdefault(prompt, output.num_cached_tokens)
         if count == 0:
