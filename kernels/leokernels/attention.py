@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +25,7 @@ class Implementation:
     head_dims: tuple[int, ...] = ()
     block_multiple: int = 1
     capability: tuple[int, int] | None = None  # at least; of CUDA devices only
-    keys_transposed: bool = False  # how new_cache lays keys out for it
+    by_head: bool = False  # new_cache lays a block out head by head, its keys transposed
 
     def obstacle(self, device: torch.device, dtype: torch.dtype, head_dim: int, block_size: int) -> str | None:
         """Why it cannot run there, or None."""
@@ -52,7 +50,7 @@ TABLE = (
         reason="walks the cache's blocks without copying a context",
         devices=("cpu",),
         dtypes=(torch.float32, *HALF),
-        keys_transposed=True,
+        by_head=True,
     ),
     Implementation(name="reference", function=reference.attention, reason="plain torch, nothing faster fits here"),
 )
@@ -99,17 +97,16 @@ def new_cache(
 ) -> tuple[Tensor, Tensor]:
     """One layer's keys and values, each [num_blocks, block_size, kv_heads, head_dim], as `implementation` reads them.
 
-    Zeros, and on a host such that a page costs memory and time only once it is used. The keys' strides, and for
-    bfloat16 on a CPU
-    their dtype (float16, of the same size), are the implementation's affair: index and copy whole blocks only.
+    Not initialized: a slot that was not written is never read, and on a host a page takes memory and time only once it
+    is used. The strides, and for bfloat16 on a CPU the keys' dtype (float16, of the same size), are the
+    implementation's affair: index and copy whole blocks only.
     """
-    entry = _entry(implementation)
+    if _entry(implementation).by_head:
+        keys = torch.empty(num_blocks, kv_heads, head_dim, block_size, dtype=cpu.key_dtype(dtype), device=device)
+        values = torch.empty(num_blocks, kv_heads, block_size, head_dim, dtype=dtype, device=device)
+        return keys.permute(0, 3, 1, 2), values.permute(0, 2, 1, 3)
     shape = (num_blocks, block_size, kv_heads, head_dim)
-    values = _zeros(shape, dtype, device)
-    if not entry.keys_transposed:
-        return _zeros(shape, dtype, device), values
-    stored = _zeros((num_blocks, kv_heads, head_dim, block_size), cpu.key_dtype(dtype), device)
-    return stored.permute(0, 3, 1, 2), values
+    return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
 
 
 def write_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
@@ -141,14 +138,6 @@ def attention(
     function = _entry(implementation).function
     function(query, k_cache, v_cache, metadata, scale=scale, window=window, out=out)
     return out
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    # torch.zeros writes every page; numpy's are calloc's, which the system zeroes when they are first touched
-    untouched = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(untouched).view(dtype).view(shape)
 
 
 def _entry(name: str) -> Implementation:

@@ -1,20 +1,20 @@
 """Attention on a CPU in torch alone: it walks the block table, and reads each key and value once.
 
 Decode rows. A bag of embeddings is a weighted sum of table rows, taken from wherever they lie, in the order of their
-indices, in float32: exactly what a walk through paged values needs. The values of one block are such rows as they are,
-[block_size * kv_heads, head_dim], weighted by probabilities. For the scores the keys lie transposed within their block,
+indices, in float32: exactly what a walk through paged values needs. The values of a block are such rows as they are,
+[kv_heads * block_size, head_dim], weighted by probabilities. For the scores the keys lie transposed within their block,
 [kv_heads * head_dim, block_size], weighted by the query: a bag of head_dim rows is the scores of one block. Nothing is
 copied, each bag is summed by one thread, and nothing of it depends on other rows.
 
-Prefill rows. torch's fused attention over the row's context, gathered into a contiguous piece. Padding the context to
-whole splits of its inner loop, and the queries to whole blocks, makes a token's sums the same however its prompt was
-cut into chunks.
+Prefill rows. torch's fused attention, over the row's context gathered into a contiguous piece, in tiles of queries that
+begin and end at fixed positions and see a fixed number of keys, padding included. So a token's sums are the same
+however its prompt was cut into chunks, and most of what the causal mask hides is not computed.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from leokernels.contract import AttentionMetadata
 
-KEY_SPLIT = 512  # keys that torch's fused CPU attention takes at a time
-QUERY_SPLIT = 32  # queries of its smallest block
+TILE = 128  # positions; measured: the least work on the triangle above the diagonal that is not many small calls
+QUERY_SPLIT = 32  # queries that torch's fused CPU attention takes at a time
 GROUP_INDICES = 2_000_000  # of one bag call: bounds the weights made for it
 KEPT_INDICES = 64_000_000  # of a step: beyond, they are made anew in every layer
 
@@ -66,9 +66,9 @@ class _Layout:
     block_size: int
     window: int | None
 
-    def first_block(self, first_position: int) -> int:
-        """The block of the first key that the query at `first_position` sees."""
-        return 0 if self.window is None else max(0, first_position + 1 - self.window) // self.block_size
+    def first_key(self, position: int) -> int:
+        """The position of the first key that the query at `position` sees."""
+        return 0 if self.window is None else max(0, position + 1 - self.window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +111,10 @@ class _DecodeRows:
         unseen = position >= self.context
         if at.window is not None:
             unseen |= position < self.context - at.window
-        slots = self.table.repeat_interleave(at.block_size, 1) * at.block_size + slot % at.block_size
+        slots = self.table.repeat_interleave(at.block_size, 1) * (at.kv_heads * at.block_size) + slot % at.block_size
         seen_first = (~unseen).int().argmax(1, keepdim=True)
         slots = torch.where(unseen, slots.gather(1, seen_first), slots)  # unseen: some seen value, of weight zero
-        values = slots[:, None] * at.kv_heads + kv_head[:, None]
+        values = slots[:, None] + kv_head[:, None] * at.block_size
         bags = count * at.heads
         return _Indices(
             keys=keys.flatten(),
@@ -126,13 +126,22 @@ class _DecodeRows:
 
 
 @dataclass(frozen=True, slots=True)
-class _PrefillRow:
+class _Tile:
+    """Queries of one row between two multiples of TILE, and the keys from one multiple of TILE to another."""
+
     begin: int  # of its tokens among all
     count: int
+    first: int  # of its keys among the row's gathered ones
+    stop: int
+    mask: Tensor  # [padded queries, stop - first]: 0 or -inf, of the query's dtype
+
+
+@dataclass(frozen=True, slots=True)
+class _PrefillRow:
     blocks: Tensor  # [n] int64, those with keys that it sees
-    unseen: int  # keys at their beginning that a window hides from all of its queries
+    unseen: int  # keys at their beginning that a window hides from all queries
     keys: int  # in them, up to the last query
-    mask: Tensor  # [1, 1, padded queries, padded keys]: 0 or -inf, of the query's dtype
+    tiles: list[_Tile]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +163,8 @@ def _plan(query: Tensor, k_cache: Tensor, metadata: AttentionMetadata, window: i
 
 
 def _decode_plan(metadata: AttentionMetadata, layout: _Layout) -> list[_DecodeRows]:
-    firsts = [layout.first_block(context - 1) for context in metadata.context_lens[: metadata.num_decode]]
+    contexts = metadata.context_lens[: metadata.num_decode]
+    firsts = [layout.first_key(context - 1) // layout.block_size for context in contexts]
     by_blocks: dict[int, list[int]] = {}
     for row, first in enumerate(firsts):
         needed = -(-metadata.context_lens[row] // layout.block_size) - first
@@ -192,8 +202,8 @@ def _rounded(blocks: int) -> int:
 def _decode(query: Tensor, k_cache: Tensor, v_cache: Tensor, group: _DecodeRows, scale: float, out: Tensor) -> None:
     at, index = group.layout, group.indices()
     count, blocks = group.table.shape
-    keys = k_cache.permute(0, 2, 3, 1).reshape(-1, at.block_size)
-    values = v_cache.view(-1, at.head_dim)
+    keys = k_cache.permute(0, 2, 3, 1).view(-1, at.block_size)
+    values = v_cache.permute(0, 2, 1, 3).view(-1, at.head_dim)
     weights = (query[group.rows] * scale).to(keys.dtype)[:, :, None].expand(-1, -1, blocks, -1)
     scores = torch.embedding_bag(keys, index.keys, index.key_bags, False, 0, False, weights.reshape(-1))[0].view(
         count, at.heads, blocks * at.block_size
@@ -209,19 +219,28 @@ def _prefill_plan(metadata: AttentionMetadata, layout: _Layout, dtype: torch.dty
     begin = metadata.num_decode
     for row in range(metadata.num_decode, len(metadata.query_lens)):
         count, context = metadata.query_lens[row], metadata.context_lens[row]
-        split = math.lcm(layout.block_size, KEY_SPLIT)
-        first = layout.first_block(context - count) * layout.block_size // split * split
-        blocks = metadata.block_table[row, first // layout.block_size : -(-context // layout.block_size)].long()
-        query = torch.arange(context - count, context - count + _up(count, QUERY_SPLIT))[:, None]
-        key = torch.arange(first, first + _up(context - first, KEY_SPLIT))
-        visible = key <= query
-        if layout.window is not None:
-            visible &= key > query - layout.window
-        mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
-        unseen = 0 if layout.window is None else max(0, context - count + 1 - layout.window - first)
-        rows.append(_PrefillRow(begin, count, blocks, unseen, context - first, mask[None, None]))
+        start = context - count
+        first_block = layout.first_key(start // TILE * TILE) // TILE * TILE // layout.block_size
+        base = first_block * layout.block_size
+        blocks = metadata.block_table[row, first_block : -(-context // layout.block_size)].long()
+        cuts = [start, *range(start // TILE * TILE + TILE, context, TILE), context]
+        tiles = [_tile(begin - start, low, high, base, layout.window, dtype) for low, high in pairwise(cuts)]
+        rows.append(_PrefillRow(blocks, max(0, layout.first_key(start) - base), context - base, tiles))
         begin += count
     return rows
+
+
+def _tile(shift: int, low: int, high: int, base: int, window: int | None, dtype: torch.dtype) -> _Tile:
+    """The queries at positions `low` to `high`; `shift` takes a position to its token, `base` is the first key's."""
+    tile = low // TILE * TILE
+    first = 0 if window is None else max(0, tile + 1 - window) // TILE * TILE
+    query = torch.arange(low, low + _up(high - low, QUERY_SPLIT))[:, None]
+    key = torch.arange(first, tile + TILE)
+    visible = key <= query
+    if window is not None:
+        visible &= key > query - window
+    mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
+    return _Tile(low + shift, high - low, first - base, tile + TILE - base, mask)
 
 
 def _up(count: int, multiple: int) -> int:
@@ -229,29 +248,29 @@ def _up(count: int, multiple: int) -> int:
 
 
 def _prefill(query: Tensor, k_cache: Tensor, v_cache: Tensor, row: _PrefillRow, scale: float, out: Tensor) -> None:
-    _, block_size, kv_heads, head_dim = k_cache.shape
-    heads = query.shape[1]
-    padded_queries, padded_keys = row.mask.shape[-2:]
+    heads, head_dim = query.shape[1:]
+    keys, values = _gather(k_cache, row, query.dtype), _gather(v_cache, row, query.dtype)
+    for tile in row.tiles:
+        queries = query.new_zeros(tile.mask.shape[0], heads, head_dim)
+        queries[: tile.count] = query[tile.begin : tile.begin + tile.count]
+        mixed = F.scaled_dot_product_attention(
+            queries.transpose(0, 1)[None],
+            keys[None, :, tile.first : tile.stop],
+            values[None, :, tile.first : tile.stop],
+            attn_mask=tile.mask,
+            scale=scale,
+            enable_gqa=heads != k_cache.shape[2],
+        )
+        out[tile.begin : tile.begin + tile.count] = mixed[0, :, : tile.count].transpose(0, 1)
+
+
+def _gather(cache: Tensor, row: _PrefillRow, dtype: torch.dtype) -> Tensor:
+    """A row's keys or values as [kv_heads, positions, head_dim], zero wherever no query looks."""
+    _, block_size, kv_heads, head_dim = cache.shape
     used = len(row.blocks)
-    room = max(padded_keys, used * block_size)
-    queries = query.new_zeros(padded_queries, heads, head_dim)
-    queries[: row.count] = query[row.begin : row.begin + row.count]
-    keys = query.new_empty(kv_heads, room, head_dim)
-    keys[:, : used * block_size].view(kv_heads, used, block_size, head_dim).copy_(
-        k_cache[row.blocks].permute(2, 0, 1, 3)
-    )
-    keys[:, : row.unseen] = 0
-    keys[:, row.keys :] = 0
-    values = query.new_empty(room, kv_heads, head_dim)
-    values[: used * block_size] = v_cache[row.blocks].flatten(0, 1)
-    values[: row.unseen] = 0
-    values[row.keys :] = 0
-    mixed = F.scaled_dot_product_attention(
-        queries.transpose(0, 1)[None],
-        keys[None, :, :padded_keys],
-        values[:padded_keys].transpose(0, 1)[None],
-        attn_mask=row.mask,
-        scale=scale,
-        enable_gqa=heads != kv_heads,
-    )
-    out[row.begin : row.begin + row.count] = mixed[0, :, : row.count].transpose(0, 1)
+    gathered = torch.empty(kv_heads, max(used * block_size, row.tiles[-1].stop), head_dim, dtype=dtype)
+    by_head = gathered[:, : used * block_size].view(kv_heads, used, block_size, head_dim)
+    by_head.copy_(cache.transpose(1, 2)[row.blocks].transpose(0, 1))
+    gathered[:, : row.unseen] = 0
+    gathered[:, row.keys :] = 0
+    return gathered

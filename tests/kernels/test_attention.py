@@ -169,6 +169,8 @@ def test_sequences_that_share_a_prefix_read_the_same_blocks(implementation: str)
 @pytest.mark.parametrize("implementation", ["reference", *FAST])
 def test_a_copied_block_holds_the_same_keys_and_values(implementation: str) -> None:
     keys, values = new_cache(4, 16, 2, 64, dtype=torch.bfloat16, device=CPU, implementation=implementation)
+    keys.zero_()
+    values.zero_()
     key, value = torch.randn(16, 2, 64).bfloat16(), torch.randn(16, 2, 64).bfloat16()
     write_kv(key, value, keys, values, torch.arange(16, 32))
     for cache in (keys, values):
