@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,7 @@ class Implementation:
     head_dims: tuple[int, ...] = ()
     block_multiple: int = 1
     capability: tuple[int, int] | None = None  # at least; of CUDA devices only
+    package: str | None = None  # that must be installed
     by_head: bool = False  # new_cache lays a block out head by head, its keys transposed
 
     def obstacle(self, device: torch.device, dtype: torch.dtype, head_dim: int, block_size: int) -> str | None:
@@ -37,6 +39,8 @@ class Implementation:
             return f"it has head sizes {', '.join(map(str, self.head_dims))}, not {head_dim}"
         if block_size % self.block_multiple:
             return f"it needs blocks of a multiple of {self.block_multiple} tokens, not {block_size}"
+        if self.package and importlib.util.find_spec(self.package) is None:
+            return f"{self.package} is not installed"
         if self.capability and torch.cuda.get_device_capability(device) < self.capability:
             return f"it needs compute capability {self.capability[0]}.{self.capability[1]}"
         return None

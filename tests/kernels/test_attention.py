@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leokernels import UnsupportedAttention, attention, choose, new_cache, write_kv
+from leokernels import UnsupportedAttention, attention, choose, new_cache, reference, write_kv
+from leokernels.attention import Implementation
 from tests.kernels.paging import (
     CASES,
     CPU,
@@ -228,6 +230,31 @@ def test_an_override_that_does_not_fit_is_refused_with_the_reason_and_those_that
         choose(torch.device("meta"), torch.float32, 64, 16, "cpu")
     with pytest.raises(UnsupportedAttention, match="no float64.*there is reference"):
         choose(CPU, torch.float64, 64, 16, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("restriction", "words"),
+    [
+        ({"devices": ("cuda",)}, "runs on cuda, not on cpu"),
+        ({"dtypes": (torch.bfloat16,)}, "no float32"),
+        ({"head_dims": (64, 128)}, "head sizes 64, 128, not 96"),
+        ({"block_multiple": 256}, "multiple of 256 tokens, not 16"),
+        ({"package": "a_package_that_is_not_there"}, "a_package_that_is_not_there is not installed"),
+    ],
+)
+def test_every_restriction_of_the_table_says_what_stands_in_the_way(restriction: dict[str, Any], words: str) -> None:
+    free = Implementation(name="new", function=reference.attention, reason="faster")
+    assert free.obstacle(CPU, torch.float32, 96, 16) is None
+    obstacle = replace(free, **restriction).obstacle(CPU, torch.float32, 96, 16)
+    assert obstacle is not None
+    assert words in obstacle
+
+
+def test_a_compute_capability_below_the_tables_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    entry = Implementation(name="new", function=reference.attention, reason="faster", capability=(8, 0))
+    obstacle = entry.obstacle(torch.device("cuda"), torch.float16, 64, 16)
+    assert obstacle == "it needs compute capability 8.0"
 
 
 def test_an_implementation_that_is_none_is_refused_at_the_call() -> None:

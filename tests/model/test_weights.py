@@ -181,8 +181,8 @@ def test_a_pickle_with_code_is_refused_and_not_executed(tmp_path: Path) -> None:
     weights["model.norm.weight"] = Attack(tmp_path / "executed")
     torch.save(weights, only_config(tmp_path) / "pytorch_model.bin")
     message = refused(tmp_path)
-    assert "pytorch_model.bin" in message
-    assert "refused" in message
+    assert "pytorch_model.bin is refused" in message
+    assert "system" in message
     assert not (tmp_path / "executed").exists()
 
 

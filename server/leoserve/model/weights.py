@@ -11,6 +11,7 @@ import ctypes
 import json
 import mmap
 import pickle
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -162,10 +163,9 @@ def _read_pickle(file: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else "unreadable pickle"
-        raise WeightsError(f"{file} is refused, nothing of it was executed: its pickle holds more than tensors") from (
-            WeightsError(reason)
-        )
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"its pickle asks for {found[1]}, and weights are tensors only" if found else "its pickle is broken"
+        raise WeightsError(f"{file} is refused, and nothing of it was executed: {what}") from error
     except (RuntimeError, ValueError, OSError, EOFError) as error:
         raise WeightsError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
