@@ -96,7 +96,7 @@ class EngineDouble:
 
     def output(self, request: Request, index: int, tokens: Sequence[int], step: int) -> TokenOutput:
         params = request.params
-        token = tokens[step] if step < len(tokens) else min(params.stop_token_ids)
+        token = tokens[step] if step < len(tokens) else min(params.stop_token_ids, default=5)
         finish: FinishReason | None = None
         stop_token = None
         if token in params.stop_token_ids:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .conftest import Running
+from .conftest import Running, Start
 
 
 async def test_the_bodies_are_described_with_ranges_and_defaults(server: Running) -> None:
@@ -44,3 +44,9 @@ async def test_the_page_lists_routes_and_fields_and_loads_nothing_from_elsewhere
         assert expected in answer.text
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", answer.text)
     assert "<script" not in answer.text
+
+
+async def test_behind_a_proxy_that_strips_a_path_the_routes_are_found_and_described(start: Start) -> None:
+    server = await start(root_path="/llm")
+    assert (await server.http.get("/v1/models")).status_code == 200
+    assert (await server.http.get("/openapi.json")).json()["servers"] == [{"url": "/llm"}]

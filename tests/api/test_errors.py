@@ -85,6 +85,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"continue_final_message": True}, "continue_final_message"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
     ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": -1, "max_tokens": 256}, "messages"),
     ({"cache_salt": ""}, "cache_salt"),
     ({"chat_template_kwargs": {"messages": "x"}}, "chat_template_kwargs"),
     ({"unheard_of": 1}, "unheard_of"),
@@ -268,6 +270,14 @@ async def test_a_text_that_cannot_fit_is_refused_without_tokenizing_it(
     text = "ü" * 1_000_000
     for answer in (await server.complete(prompt=text), await server.chat(messages=[QUESTION | {"content": text}])):
         assert error_of(answer)["code"] == "context_length_exceeded"
+
+
+async def test_more_log_probabilities_than_memory_should_hold_are_refused(server: Running) -> None:
+    body = {"prompt": ["Hallo"] * 100, "n": 10, "logprobs": 20}
+    answer = await server.complete(**body, max_tokens=200)
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "logprobs")
+    assert "4200000" in answer.json()["error"]["message"]
+    assert (await server.complete(**body, max_tokens=4)).status_code == 200
 
 
 async def test_a_full_queue_is_a_429_with_both_retry_headers(server: Running) -> None:

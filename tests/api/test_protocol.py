@@ -86,6 +86,54 @@ async def test_no_single_field_breaks_a_chat(server: Running, field: str, value:
     assert answer.status_code in (200, 400, 404), (field, value, answer.text)
 
 
+VALID = {
+    "temperature": st.floats(0, 2),
+    "top_p": st.floats(0, 1),
+    "top_k": st.integers(-1, 2**31 - 1),
+    "min_p": st.floats(0, 1),
+    "presence_penalty": st.floats(-2, 2),
+    "frequency_penalty": st.floats(-2, 2),
+    "repetition_penalty": st.floats(0.01, 100),
+    "logit_bias": st.dictionaries(st.integers(0, 341).map(str), st.floats(-100, 100), max_size=3),
+    "seed": st.integers(-(2**63), 2**63 - 1),
+    "n": st.integers(1, 4),
+    "stop": st.text(min_size=1, max_size=5) | st.lists(st.text(min_size=1, max_size=5), max_size=4),
+    "stop_token_ids": st.lists(st.integers(0, 341), max_size=3),
+    "allowed_token_ids": st.lists(st.integers(0, 341), min_size=1, max_size=3),
+    "bad_words": st.lists(st.text(min_size=1, max_size=5), max_size=3),
+    "include_stop_str_in_output": st.booleans(),
+    "ignore_eos": st.booleans(),
+    "min_tokens": st.integers(0, 5),
+    "prompt_logprobs": st.integers(0, 20),
+    "truncate_prompt_tokens": st.integers(-1, 30).filter(lambda keep: keep != 0),
+    "skip_special_tokens": st.booleans(),
+    "return_token_ids": st.booleans(),
+    "priority": st.integers(-(2**31), 2**31 - 1),
+    "cache_salt": st.text(min_size=1, max_size=5),
+    "stream": st.booleans(),
+    "user": st.text(max_size=5),
+}
+
+
+@FUZZ
+@given(
+    body=st.fixed_dictionaries({}, optional=VALID),
+    content=st.text(max_size=20),
+    logprobs=st.none() | st.integers(0, 20),
+)
+async def test_whatever_is_within_the_ranges_is_answered(
+    server: Running, body: dict[str, Any], content: str, logprobs: int | None
+) -> None:
+    told = {} if logprobs is None else {"logprobs": True, "top_logprobs": logprobs}
+    messages = [{"role": "user", "content": content}]
+    for answer in (
+        await server.chat(**body, **told, messages=messages, max_tokens=6),
+        await server.complete(**body, prompt=content, logprobs=logprobs, echo=logprobs == 1, max_tokens=6),
+    ):
+        assert answer.status_code == 200, (answer.text, body)
+        assert '{"error"' not in answer.text
+
+
 @FUZZ
 @given(raw=st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
 async def test_no_bytes_break_the_server(server: Running, raw: bytes) -> None:

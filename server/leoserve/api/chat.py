@@ -18,7 +18,7 @@ from leoserve.api.logprobs import chat_logprobs, prompt_logprobs
 from leoserve.api.protocol.body import read_body
 from leoserve.api.protocol.chat import ChatRequest
 from leoserve.api.record import Record
-from leoserve.api.sampling import check_length, check_size, context_length, sampling_params, truncated
+from leoserve.api.sampling import check_length, check_logprobs, check_size, context_length, sampling_params, truncated
 from leoserve.api.stream import Delta, TextOptions, Token
 from leoserve.engine.request import Request
 from leoserve.text.template import TemplateError
@@ -66,6 +66,7 @@ def prepare(context: ServerContext, body: ChatRequest, record: Record, salt: str
     request = Request(
         request_id=record.id, prompt=prompt, params=params, arrival=record.arrival, priority=body.priority, salt=salt
     )
+    check_logprobs([request])
     return Generation(context, record, [request], options)
 
 

@@ -20,6 +20,7 @@ from leoserve.api.protocol.completions import MAX_PROMPTS, CompletionRequest
 from leoserve.api.record import Record
 from leoserve.api.sampling import (
     check_length,
+    check_logprobs,
     check_size,
     check_tokens,
     context_length,
@@ -62,6 +63,7 @@ def prepare(context: ServerContext, body: CompletionRequest, record: Record, sal
                 salt=salt,
             )
         )
+    check_logprobs(requests)
     options = TextOptions(
         stop=body.stop_strings,
         include_stop=body.include_stop_str_in_output,

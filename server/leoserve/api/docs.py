@@ -41,6 +41,7 @@ def description(app: FastAPI) -> dict[str, Any]:
     bearer = {"type": "http", "scheme": "bearer", "description": "Only needed where the server was given keys."}
     document["components"] = {"schemas": schemas["$defs"], "securitySchemes": {"key": bearer}}
     document["security"] = [{}, {"key": []}]
+    document["servers"] = [{"url": app.root_path or "/"}]
     return document
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from leoserve.api.context import ServerContext
 from leoserve.api.errors import ApiError, bad_request, shorten
 from leoserve.api.protocol.base import SamplingFields
-from leoserve.engine.request import SamplingParams
+from leoserve.engine.request import Request, SamplingParams
 from leoserve.text.tokenizer import Tokenizer
 
+MAX_LOGPROBS_TOLD = 4_000_000  # by one request; each takes about a hundred bytes until the answer is sent
 TOKEN_ID = re.compile(r"[0-9]{1,10}")
 
 
@@ -55,6 +56,23 @@ def sampling_params(
     )
 
 
+def check_logprobs(requests: Sequence[Request]) -> None:
+    """Raises ApiError when the answers might have to tell more log-probabilities than memory should hold."""
+    told = 0
+    for request in requests:
+        params = request.params
+        if params.logprobs is not None:
+            told += params.n * params.max_tokens * (params.logprobs + 1)
+        if params.prompt_logprobs is not None:
+            told += params.n * len(request.prompt) * (params.prompt_logprobs + 1)
+    if told > MAX_LOGPROBS_TOLD:
+        raise bad_request(
+            f"This request asks for up to {told} log-probabilities; at most {MAX_LOGPROBS_TOLD} can be told. Lower "
+            "their number per token, the number of answers, or the tokens of an answer.",
+            "logprobs",
+        )
+
+
 def logit_bias(tokenizer: Tokenizer, biases: dict[str, float]) -> dict[int, float]:
     """The biases by token id. Raises ApiError for a key that is no token."""
     for key in biases:
@@ -94,11 +112,11 @@ def truncated(prompt: Sequence[int], body: SamplingFields, room: int, bos: int |
     is kept and counted."""
     if body.truncate_prompt_tokens is None:
         return list(prompt)
-    keep = room if body.truncate_prompt_tokens == -1 else body.truncate_prompt_tokens
+    keep = max(room, 1) if body.truncate_prompt_tokens == -1 else body.truncate_prompt_tokens
     if len(prompt) <= keep:
         return list(prompt)
-    if keep <= 1 or prompt[0] != bos:
-        return list(prompt[len(prompt) - max(keep, 0) :])
+    if keep == 1 or prompt[0] != bos:
+        return list(prompt[len(prompt) - keep :])
     return [prompt[0], *prompt[len(prompt) - keep + 1 :]]
 
 

@@ -207,6 +207,8 @@ class SamplingFields(Body):
         """What one field says about another. Raises ApiError."""
         if self.stream_options is not None and not self.stream:
             raise bad_request("'stream_options' is only allowed when 'stream' is true.", "stream_options")
+        if self.truncate_prompt_tokens == 0:
+            raise bad_request("Invalid 'truncate_prompt_tokens': Should be -1 or at least 1.", "truncate_prompt_tokens")
 
     @property
     def stop_strings(self) -> list[str]:
