@@ -14,7 +14,6 @@ from leoserve.engine.connection import Connection
 from leoserve.engine.request import (
     Abort,
     EngineStats,
-    Failed,
     FromEngine,
     Ready,
     Refused,
@@ -84,7 +83,6 @@ class EngineClient:
         self.last_progress = time.monotonic()
         self._streams: dict[str, _Stream] = {}
         self._connection: Connection | None = None
-        self._receiver: asyncio.Task[None] | None = None
         self._restart: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()  # set, and replaced, at every change of state
         self._stopping = False
@@ -136,9 +134,8 @@ class EngineClient:
     async def stop(self) -> None:
         """End the engine's process and remove its sockets. Requests still running get EngineDied."""
         self._stopping = True
-        for task in (self._receiver, self._restart):
-            if task is not None:
-                task.cancel()
+        if self._restart is not None:
+            self._restart.cancel()
         self._fail_streams("the server is shutting down")
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -191,13 +188,9 @@ class EngineClient:
         if connection is None:
             raise RuntimeError("no engine was spawned")
         loop = asyncio.get_running_loop()
-        self._receiver = loop.create_task(self._receive(connection))
+        connection.listen(loop, self._take)
         watcher = threading.Thread(target=self._watch, args=(connection, loop), name="engine-watcher", daemon=True)
         watcher.start()
-
-    async def _receive(self, connection: Connection) -> None:
-        while True:
-            self._take(await connection.receive())
 
     def _take(self, message: FromEngine) -> None:
         self.last_progress = time.monotonic()
@@ -217,10 +210,7 @@ class EngineClient:
             if self.state != "draining":
                 self._enter("ready")
         else:
-            self._take_failure(message)
-
-    def _take_failure(self, message: Failed) -> None:
-        self.failure = message.message
+            self.failure = message.message
 
     def _watch(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: wait for the process to end, and tell the event loop."""
@@ -231,10 +221,7 @@ class EngineClient:
     def _ended(self, connection: Connection, code: int) -> None:
         if self._stopping or connection is not self._connection:
             return
-        if self._receiver is not None:
-            self._receiver.cancel()
-        for message in connection.last_words():
-            self._take(message)
+        connection.drain(self._take)  # its last words
         if self.ready is None:
             self.failure = self.failure or f"the engine ended with code {code} while it was starting{_why(code)}"
             self._enter("failed")

@@ -6,17 +6,17 @@ engine ends when its standard input does, so it never outlives the server, howev
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from leoserve.engine.config import EngineConfig
 from leoserve.engine.request import FromEngine, ToEngine
@@ -33,14 +33,14 @@ class Launch(msgspec.Struct, frozen=True):
 
 
 class Connection:
-    """Starts an engine process on construction. `receive` needs a running event loop; nothing else does."""
+    """Starts an engine process on construction. `listen` needs an event loop; nothing else does."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._folder = _socket_folder()
         self._context = zmq.Context()
         self._requests = self._bind(zmq.PUSH, "requests")
         self._results = self._bind(zmq.PULL, "results")
-        self._async_results: zmq.asyncio.Socket | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
         self.process = subprocess.Popen(
@@ -59,25 +59,31 @@ class Connection:
         """Never blocks: the socket's queue is unbounded, what may wait is bounded by admission."""
         self._requests.send(self._encoder.encode(message))
 
-    async def receive(self) -> FromEngine:
-        """The next message of the engine."""
-        if self._async_results is None:
-            self._async_results = zmq.asyncio.Socket.from_socket(self._results)
-        return self._decoder.decode(await self._async_results.recv())
+    def listen(self, loop: asyncio.AbstractEventLoop, take: Callable[[FromEngine], None]) -> None:
+        """Call `take` in the event loop with each message of the engine, from now until `hang_up`."""
+        self._loop = loop
+        loop.add_reader(self._results.fileno(), self.drain, take)
+        loop.call_soon(self.drain, take)  # what came before is not announced
 
-    def last_words(self) -> Iterator[FromEngine]:
-        """What an engine that has ended had still sent."""
-        while self._results.poll(100):
-            yield self._decoder.decode(self._results.recv())
+    def drain(self, take: Callable[[FromEngine], None]) -> None:
+        """Call `take` with all that has come. The socket announces only that it is no longer empty."""
+        while not self._results.closed:
+            try:
+                message = self._results.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            take(self._decoder.decode(message))
 
     def wait(self) -> int:
         """Block until the process ends; its exit code, negative for a signal."""
         return self.process.wait()
 
     def hang_up(self) -> None:
-        """Close the sockets and remove them. Belongs to the event loop, if `receive` was ever awaited."""
+        """Close the sockets and remove them. Belongs to the event loop that listens, if one does."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._results.fileno())
         self._requests.close(linger=0)
-        (self._async_results or self._results).close(linger=0)
+        self._results.close(linger=0)
         self._context.term()
         shutil.rmtree(self._folder, ignore_errors=True)
 
