@@ -88,6 +88,15 @@ def test_half_precision_agrees_with_float32_within_its_rounding(
     assert relative(found.float(), run_case(case, wide, "reference")) < 2 * torch.finfo(dtype).eps
 
 
+def test_bfloat16_keeps_the_precision_of_large_scores() -> None:
+    case = Case("sharp", ((90, 1), (150, 1)))
+    inputs = random_inputs(case, torch.bfloat16)
+    sharp = Inputs(inputs.query * 8, inputs.keys, inputs.values)
+    wide = Inputs(sharp.query.float(), [k.float() for k in sharp.keys], [v.float() for v in sharp.values])
+    found = run_case(case, sharp, "cpu").float()
+    assert relative(found, run_case(case, wide, "reference")) < torch.finfo(torch.bfloat16).eps
+
+
 @pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize("implementation", ["reference", *FAST])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

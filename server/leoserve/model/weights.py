@@ -59,7 +59,6 @@ def load_weights(model: Llama, folder: Path, config: ModelConfig, *, progress: P
                     _report(progress, done, total)
             elif not _is_derived(name, config):
                 raise WeightsError(f"{file} holds {name}, which has no place in a network of this config.json")
-            _drop_pages(source)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise WeightsError(f"{folder}: the weights have no tensor {next(iter(missing))}{more}")
