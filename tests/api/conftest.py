@@ -132,7 +132,9 @@ async def serving(checkpoint: Path, tokenizer: Tokenizer, **options: Any) -> Asy
     engine = EngineDouble(tokenizer, lambda request, index: [])
     template = ChatTemplate.load(checkpoint, settings.chat_template, tokenizer)
     context = ServerContext(settings, engine, tokenizer, template, ["leo", "leo-alias"], int(time.time()), Metrics())
-    config = uvicorn.Config(create_app(context), log_config=None, lifespan="on", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        create_app(context), log_config=None, lifespan="on", timeout_graceful_shutdown=5, root_path=settings.root_path
+    )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         task = asyncio.create_task(server.serve(sockets=[listener]))

@@ -51,7 +51,6 @@ def create_app(context: ServerContext) -> FastAPI:
         version=leoserve.__version__,
         description="OpenAI-compatible inference server for LeoLM.",
         lifespan=lifespan,
-        root_path=settings.root_path,
         openapi_url=None,  # FastAPI's own pages need no key and load scripts from elsewhere; ours are in `routes`
         redirect_slashes=False,
     )

@@ -29,8 +29,8 @@ def takes(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def description(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of `app`, with the schemas of the bodies."""
+def description(app: FastAPI, root_path: str) -> dict[str, Any]:
+    """The OpenAPI document of `app`, with the schemas of the bodies. `root_path`: where a proxy serves it."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     _, schemas = models_json_schema(
         [(ChatRequest, "validation"), (CompletionRequest, "validation")], ref_template=REFERENCE + "{model}"
@@ -41,18 +41,20 @@ def description(app: FastAPI) -> dict[str, Any]:
     bearer = {"type": "http", "scheme": "bearer", "description": "Only needed where the server was given keys."}
     document["components"] = {"schemas": schemas["$defs"], "securitySchemes": {"key": bearer}}
     document["security"] = [{}, {"key": []}]
-    document["servers"] = [{"url": app.root_path or "/"}]
+    document["servers"] = [{"url": root_path or "/"}]
     return document
 
 
 async def openapi(request: Request) -> Response:
     """The OpenAPI document."""
-    return Response(msgspec.json.encode(description(request.app)), media_type="application/json")
+    return Response(
+        msgspec.json.encode(description(request.app, request.scope["root_path"])), media_type="application/json"
+    )
 
 
 async def page(request: Request) -> Response:
     """The same for people."""
-    document = description(request.app)
+    document = description(request.app, request.scope["root_path"])
     title = f"{document['info']['title']} {document['info']['version']}"
     parts = [f"<h1>{escape(title)}</h1><p>{escape(document['info']['description'])}"]
     parts.append(' The same for programs: <a href="openapi.json">openapi.json</a>.</p><h2>Routes</h2><table>')
