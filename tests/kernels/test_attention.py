@@ -89,12 +89,12 @@ def test_half_precision_agrees_with_float32_within_its_rounding(
 
 
 def test_bfloat16_keeps_the_precision_of_large_scores() -> None:
-    case = Case("sharp", ((90, 1), (150, 1)))
+    case = Case("sharp", tuple((90 + row, 1) for row in range(16)))
     inputs = random_inputs(case, torch.bfloat16)
     sharp = Inputs(inputs.query * 8, inputs.keys, inputs.values)
     wide = Inputs(sharp.query.float(), [k.float() for k in sharp.keys], [v.float() for v in sharp.values])
     found = run_case(case, sharp, "cpu").float()
-    assert relative(found, run_case(case, wide, "reference")) < torch.finfo(torch.bfloat16).eps
+    assert relative(found, run_case(case, wide, "reference")) < torch.finfo(torch.bfloat16).eps / 2
 
 
 @pytest.mark.usefixtures("_two_threads")
