@@ -46,7 +46,7 @@ class Connection:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "leoserve.engine.process"],
             stdin=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env=_engine_environment(),
             start_new_session=True,  # the terminal's Ctrl-C is the server's to handle
         )
         launch = Launch(config, f"ipc://{self._folder}/requests", f"ipc://{self._folder}/results")
@@ -103,6 +103,12 @@ class Connection:
         socket.bind(f"ipc://{self._folder}/{name}")
         (self._folder / name).chmod(0o600)
         return socket
+
+
+def _engine_environment() -> dict[str, str]:
+    """This process's, with its import path, and huge pages for torch's memory: packing weights is 2 to 10 times faster."""
+    path = os.pathsep.join(path for path in sys.path if path)
+    return {"THP_MEM_ALLOC_ENABLE": "1"} | os.environ | {"PYTHONPATH": path}
 
 
 def _socket_folder() -> Path:

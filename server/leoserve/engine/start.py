@@ -29,7 +29,7 @@ from leoserve.model.weights import WeightsError, load_weights
 
 log = logging.getLogger("leoserve.engine")
 
-BLOCK_SIZE = {"cpu": 32, "cuda": 64}
+BLOCK_SIZE = 64  # large blocks are read in long runs, small ones share more of a prefix
 TOKENS_PER_STEP = {"cpu": 512, "cuda": 8192}  # a CPU's steps stay short enough for those who generate
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -55,7 +55,7 @@ def _start(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) 
     dtype, dtype_reason = choose_dtype(config.dtype, model_config.dtype, device)
     threads = choose_threads(config.threads, device)
     max_model_len = choose_length(config.max_model_len, model_config)
-    block_size = config.block_size or BLOCK_SIZE[device.type]
+    block_size = config.block_size or BLOCK_SIZE
     attention = leokernels.choose(device, dtype, model_config.head_dim, block_size, config.attention)
     log.info("device %s, %d threads; %s (%s)", device, threads, _name(dtype), dtype_reason)
     log.info("attention kernels: %s (%s)", attention.name, attention.reason)
