@@ -109,12 +109,14 @@ def test_an_answer_that_outlives_the_grace_gets_an_error_event(start: Serve, che
 
 
 def test_the_block_at_the_start_says_where_and_what(start: Serve, checkpoint: Path) -> None:
-    server = start(checkpoint, "--served-model-name", "leo-lion", "--served-model-name", "leo-2")
+    names = ["--served-model-name", "leo-lion", "--served-model-name", "leo-2"]
+    server = start(checkpoint, *names, "--root-path", "/llm")
     assert server.wait_for(r"base URL +(\S+)")[1] == f"{server.url}/v1"
     assert server.wait_for(r"model id +(\S+)")[1] == "leo-lion"
     server.wait_for(f"curl {server.url}/v1/chat/completions")
     server.wait_for(r"options .*num_kv_blocks 512")
     assert [model.id for model in server.openai().models.list()] == ["leo-lion", "leo-2"]
+    assert httpx2.get(f"{server.url}/openapi.json").json()["servers"] == [{"url": "/llm"}]
     server.stop()
 
 

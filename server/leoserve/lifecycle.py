@@ -45,6 +45,7 @@ def run(
         log_config=None,
         access_log=False,
         server_header=False,
+        root_path=settings.root_path,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=FLUSH_SECONDS,
     )

@@ -163,7 +163,7 @@ def tell_ready(
 ) -> None:
     """The block that a new user acts on: where the server is, and a line to paste."""
     keyed = bool(settings.api_keys())
-    base = f"http://{reachable(listener)}{settings.root_path}/v1"
+    base = f"http://{reachable(listener)}/v1"  # without a proxy's path, which the proxy strips
     room = ready.num_blocks * ready.block_size
     if settings.log_format == "json":
         extra = {"base_url": base, "model": model, "device": ready.device, "dtype": ready.dtype, "seconds": seconds}
