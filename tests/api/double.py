@@ -97,11 +97,12 @@ class EngineDouble:
     def output(self, request: Request, index: int, tokens: Sequence[int], step: int) -> TokenOutput:
         params = request.params
         token = tokens[step] if step < len(tokens) else min(params.stop_token_ids, default=5)
+        told = [token] if params.max_tokens else []
         finish: FinishReason | None = None
         stop_token = None
-        if token in params.stop_token_ids:
+        if told and token in params.stop_token_ids:
             finish, stop_token = "stop", token
-        elif step + 1 == params.max_tokens:
+        elif step + 1 >= params.max_tokens:
             finish = "length"
         if self.error is not None:
             finish = "error"
@@ -111,8 +112,8 @@ class EngineDouble:
         return TokenOutput(
             request.request_id,
             index,
-            [token],
-            logprobs=None if params.logprobs is None else [self.scored(token, params.logprobs, index)],
+            told,
+            logprobs=None if params.logprobs is None else [self.scored(token, params.logprobs, index) for token in told],
             finish_reason=finish,
             stop_token=stop_token,
             num_cached_tokens=self.cached,

@@ -86,9 +86,7 @@ def test_no_tokens_are_kept_unless_asked_for(tokenizer: Tokenizer) -> None:
     assert not any(delta.tokens for delta in deltas)
 
 
-@pytest.mark.parametrize("max_tokens", [0, None])
-def test_the_token_of_an_answer_without_tokens_is_dropped(tokenizer: Tokenizer, max_tokens: int | None) -> None:
-    choice = Choice(0, tokenizer, TextOptions(max_tokens=max_tokens), prompt=[])
-    delta = choice.push(TokenOutput("r", 0, pieces(tokenizer, "Paris")[:1], None, "stop"))
-    assert (delta.text, delta.finish) == (("", "length") if max_tokens == 0 else ("Pa", "stop"))
-    assert choice.generated == (0 if max_tokens == 0 else 1)
+def test_an_answer_without_tokens_ends_with_length(tokenizer: Tokenizer) -> None:
+    choice = Choice(0, tokenizer, TextOptions(), prompt=[])
+    delta = choice.push(TokenOutput("r", 0, [], None, "length"))
+    assert (delta.text, delta.first, delta.finish, choice.generated) == ("", True, "length", 0)

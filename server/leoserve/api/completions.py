@@ -71,7 +71,6 @@ def prepare(context: ServerContext, body: CompletionRequest, record: Record, sal
         min_tokens=body.min_tokens,
         logprobs=body.logprobs,
         token_ids=body.return_token_ids,
-        max_tokens=body.max_tokens,
     )
     return Generation(context, record, requests, options)
 
@@ -90,11 +89,10 @@ def prompt_tokens(context: ServerContext, body: CompletionRequest) -> Iterator[l
             tokens = prompt
         if not tokens and tokenizer.bos_id is not None:
             tokens = [tokenizer.bos_id]
-        answer = max(body.max_tokens, 1)  # the engine generates at least one
-        tokens = truncated(tokens, body, limit - answer, tokenizer.bos_id)
+        tokens = truncated(tokens, body, limit - body.max_tokens, tokenizer.bos_id)
         if not tokens:
             raise bad_request(f"Prompt {number} is empty, and the model has no token to begin with.", "prompt")
-        check_length(len(tokens), answer, limit, "prompt")
+        check_length(len(tokens), body.max_tokens, limit, "prompt")
         yield tokens
 
 

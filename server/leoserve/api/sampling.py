@@ -36,7 +36,7 @@ def sampling_params(
         check_tokens(tokenizer, body.allowed_token_ids, "allowed_token_ids")
     ends = set(body.stop_token_ids) | (frozenset() if body.ignore_eos else tokenizer.stop_ids)
     return SamplingParams(
-        max_tokens=max(max_tokens, 1),
+        max_tokens=max_tokens,
         seed=context.seeds.getrandbits(64) if body.seed is None else body.seed % 2**64,
         n=choices,
         temperature=body.temperature,

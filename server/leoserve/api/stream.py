@@ -26,7 +26,6 @@ class TextOptions:
     min_tokens: before this many tokens stop strings are not looked for
     logprobs: how many alternatives to report beside each chosen token; None reports no tokens
     token_ids: report the tokens, and also those that the text does not show (of the stop string; the stop token)
-    max_tokens: 0 drops the one token that the engine generates at least
     """
 
     stop: Sequence[str] = ()
@@ -35,7 +34,6 @@ class TextOptions:
     min_tokens: int = 0
     logprobs: int | None = None
     token_ids: bool = False
-    max_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -85,19 +83,18 @@ class Choice:
         """Take in an output that is not an error. Afterwards `finish` says whether the choice has ended."""
         delta = Delta(self.index, first=not self._started)
         self._started = True
-        token_ids = output.token_ids if self.options.max_tokens != 0 else []
-        for position, token in enumerate(token_ids):
+        for position, token in enumerate(output.token_ids):
             self.generated += 1
             logprobs = output.logprobs[position] if output.logprobs is not None else None
             if logprobs is not None:
                 self.logprob_sum += logprobs.logprob
-            is_stop = output.stop_token is not None and position == len(token_ids) - 1
+            is_stop = output.stop_token is not None and position == len(output.token_ids) - 1
             shown = not is_stop or self.options.include_stop
             self._add(delta, token, logprobs, shown)
             if delta.finish is not None:
                 break
         if delta.finish is None and output.finish_reason is not None:
-            self._end(delta, "length" if self.options.max_tokens == 0 or output.finish_reason == "length" else "stop")
+            self._end(delta, "length" if output.finish_reason == "length" else "stop")
         self.finish = delta.finish
         return delta
 
