@@ -53,6 +53,7 @@ class Metrics:
         self.decode = self._latency("request_decode_time", "From a request's first token to its last.")
         self.prompt_tokens = self._tokens("request_prompt_tokens", "Tokens of one request's prompts.")
         self.generation_tokens = self._tokens("request_generation_tokens", "Tokens of one request's answers.")
+        self.step_tokens = self._tokens("step_tokens", "Tokens computed by one step.")
         self._finished = Counter(
             "leoserve_requests_finished", "Answers by why they ended.", ["reason"], registry=self.registry
         )
@@ -68,6 +69,10 @@ class Metrics:
     def watch(self, model: str, engine: Engine) -> None:
         """Tell of `engine` at every scrape. `model`: the name that its model calls itself."""
         self.registry.register(EngineCollector(model, engine))
+
+    def step(self, stats: EngineStats) -> None:
+        """The engine has computed one step."""
+        self.step_tokens.observe(stats.step_tokens)
 
     def finished(self, reason: Finish) -> None:
         """One answer has ended."""
@@ -113,7 +118,6 @@ class EngineCollector(Collector):
             ("kv_blocks", "Blocks of the key/value cache.", stats.blocks_total),
             ("kv_blocks_used", "Blocks that a running answer holds.", stats.blocks_used),
             ("kv_cache_usage_ratio", "Share of the blocks that running answers hold, 0 to 1.", usage),
-            ("last_step_tokens", "Tokens computed by the last step.", stats.step_tokens),
             ("last_step_seconds", "Duration of the last step.", stats.step_seconds),
         ):
             yield GaugeMetricFamily(f"leoserve_{name}", documentation, value=value)

@@ -76,6 +76,7 @@ def serve(settings: Settings) -> int:
                 created=int(time.time()),
                 metrics=Metrics(),
             )
+            engine.on_step = context.metrics.step
 
             def announce(ready: Ready) -> None:
                 tell_ready(settings, listener, names[0], template, ready, time.monotonic() - started)

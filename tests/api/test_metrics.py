@@ -77,7 +77,15 @@ def test_the_engines_totals_are_counters_and_its_state_gauges() -> None:
     assert found["leoserve_requests_running"] == 1
     assert found["leoserve_requests_waiting"] == 2
     assert found["leoserve_kv_cache_usage_ratio"] == found["vllm:kv_cache_usage_perc|leo"] == 0.5
-    assert found["leoserve_last_step_tokens"] == 7
+
+
+def test_the_tokens_of_each_step_are_counted() -> None:
+    metrics = Metrics()
+    for tokens in (1, 1, 500):
+        metrics.step(EngineStats(step_tokens=tokens))
+    found = values(metrics)
+    assert found["leoserve_step_tokens_count"] == 3
+    assert found["leoserve_step_tokens_sum"] == 502
 
 
 def test_two_servers_in_one_process_do_not_share_metrics() -> None:

@@ -110,6 +110,14 @@ def test_a_seed_gives_the_same_answer_alone_and_in_a_crowd(server: Server) -> No
     assert asyncio.run(ask(1))[0] == asyncio.run(ask(40))[0]
 
 
+def test_a_scrape_tells_of_the_steps_that_were_run(server: Server) -> None:
+    before = gauge(server, "leoserve_step_tokens_sum"), gauge(server, "leoserve_step_tokens_count")
+    options = {"ignore_eos": True}
+    server.openai().completions.create(model=MODEL, prompt=[5] * 10, max_tokens=4, extra_body=options)
+    assert gauge(server, "leoserve_step_tokens_sum") - before[0] == 13  # the last token generated is computed by no step
+    assert gauge(server, "leoserve_step_tokens_count") - before[1] == 4
+
+
 def test_a_vanished_client_frees_its_blocks(server: Server) -> None:
     body = {"model": MODEL, "prompt": "Es war einmal", "max_tokens": 4000, "stream": True, "ignore_eos": True}
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:

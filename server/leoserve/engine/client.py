@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Literal
 
 from leoserve.engine.config import EngineConfig
@@ -81,6 +81,7 @@ class EngineClient:
         self.failure: str | None = None
         self.restarts = 0
         self.last_progress = time.monotonic()
+        self.on_step: Callable[[EngineStats], None] | None = None  # told of every step
         self._streams: dict[str, _Stream] = {}
         self._connection: Connection | None = None
         self._restart: asyncio.Task[None] | None = None
@@ -195,7 +196,9 @@ class EngineClient:
     def _take(self, message: FromEngine) -> None:
         self.last_progress = time.monotonic()
         if isinstance(message, StepOutputs):
-            self.stats = message.stats
+            stepped, self.stats = message.stats.steps != self.stats.steps, message.stats
+            if stepped and self.on_step is not None:
+                self.on_step(message.stats)
             for output in message.outputs:
                 stream = self._streams.get(output.request_id)
                 if stream is not None:
