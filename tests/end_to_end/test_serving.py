@@ -103,7 +103,10 @@ def test_a_seed_gives_the_same_answer_alone_and_in_a_crowd(server: Server) -> No
 
     async def one(client: openai.AsyncOpenAI, number: int) -> str:
         answer = await client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": f"Erzähl mir etwas über {number}."}], seed=1, max_tokens=30
+            model=MODEL,
+            messages=[{"role": "user", "content": f"Erzähl mir etwas über {number}."}],
+            seed=1,
+            max_tokens=30,
         )
         return answer.choices[0].message.content or ""
 
@@ -114,7 +117,9 @@ def test_a_scrape_tells_of_the_steps_that_were_run(server: Server) -> None:
     before = gauge(server, "leoserve_step_tokens_sum"), gauge(server, "leoserve_step_tokens_count")
     options = {"ignore_eos": True}
     server.openai().completions.create(model=MODEL, prompt=[5] * 10, max_tokens=4, extra_body=options)
-    assert gauge(server, "leoserve_step_tokens_sum") - before[0] == 13  # the last token generated is computed by no step
+    assert (
+        gauge(server, "leoserve_step_tokens_sum") - before[0] == 13
+    )  # the last token generated is computed by no step
     assert gauge(server, "leoserve_step_tokens_count") - before[1] == 4
 
 
@@ -145,7 +150,9 @@ def test_a_killed_engine_is_an_error_to_those_who_wait_and_is_soon_replaced(serv
     assert httpx.get(f"{server.url}/ready").status_code == 503
     assert httpx.get(f"{server.url}/health").status_code == 200
     until(lambda: httpx.get(f"{server.url}/ready").status_code == 200)
-    answer = server.openai().completions.create(model=MODEL, prompt="Leo", max_tokens=3, extra_body={"ignore_eos": True})
+    answer = server.openai().completions.create(
+        model=MODEL, prompt="Leo", max_tokens=3, extra_body={"ignore_eos": True}
+    )
     assert answer.usage.completion_tokens == 3
 
 

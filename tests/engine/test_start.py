@@ -1,0 +1,87 @@
+"""What is chosen at the start where the settings leave it open, and the lines that say why a start is impossible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from leoserve.engine.config import EngineConfig
+from leoserve.engine.start import CannotStart, choose_device, choose_dtype, choose_threads, start_engine
+from tests.checkpoints import write_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "leo", "7b")
+
+
+def start(folder: Path, **options):
+    config = EngineConfig(
+        model=str(folder), device="cpu", threads=1, progress=False, **({"num_kv_blocks": 256} | options)
+    )
+    return start_engine(config, lambda message: None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "checkpoint", "dtype"),
+    [
+        ("auto", "float16", torch.bfloat16),
+        ("auto", "bfloat16", torch.bfloat16),
+        ("auto", "float32", torch.float32),
+        ("float16", "bfloat16", torch.float16),
+    ],
+)
+def test_the_dtype_follows_checkpoint_and_device(asked: str, checkpoint: str, dtype: torch.dtype) -> None:
+    assert choose_dtype(asked, checkpoint, CPU)[0] is dtype
+
+
+def test_float16_stays_float16_on_a_gpu() -> None:
+    assert choose_dtype("auto", "float16", torch.device("cuda", 0))[0] is torch.float16
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_said_so() -> None:
+    with pytest.raises(CannotStart, match="--device cpu"):
+        choose_device("cuda")
+
+
+def test_threads_are_the_cores_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 5})
+    assert choose_threads(None, CPU) == 3
+    assert choose_threads(before, CPU) == before
+
+
+def test_a_context_above_the_models_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(CannotStart, match="context is 8192 tokens"):
+        start(checkpoint, max_model_len=8193)
+
+
+def test_an_unknown_attention_is_refused_with_those_that_fit(checkpoint: Path) -> None:
+    with pytest.raises(CannotStart, match="'warp'.* cpu or reference"):
+        start(checkpoint, attention="warp")
+
+
+def test_a_cache_too_small_for_one_context_says_what_fits(checkpoint: Path) -> None:
+    with pytest.raises(CannotStart, match="--max-model-len 640 fits"):
+        start(checkpoint, num_kv_blocks=10)
+
+
+def test_weights_of_another_network_are_refused_by_name_and_shapes(checkpoint: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "leo", "7b")
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"intermediate_size": 512', '"intermediate_size": 640'))
+    with pytest.raises(CannotStart, match=r"layers.0.mlp.down_proj.weight is 256×512 .* 256×640"):
+        start(folder)
+
+
+def test_what_was_chosen_is_reported(checkpoint: Path) -> None:
+    loop, ready = start(checkpoint, max_model_len=512, max_num_seqs=3, max_num_batched_tokens=2)
+    assert (ready.max_model_len, ready.block_size, ready.num_blocks, ready.max_num_seqs) == (512, 64, 256, 3)
+    assert (ready.dtype, ready.device, ready.attention) == ("float32", "cpu", "cpu")
+    assert loop.scheduler.limits.max_tokens_per_step == 3  # every running sequence has its token
+    assert loop.scheduler.pool.num_free == 256
