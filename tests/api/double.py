@@ -113,7 +113,7 @@ class EngineDouble:
             request.request_id,
             index,
             told,
-            logprobs=None if params.logprobs is None else [self.scored(token, params.logprobs, index) for token in told],
+            logprobs=None if params.logprobs is None else [self.scored(one, params.logprobs, index) for one in told],
             finish_reason=finish,
             stop_token=stop_token,
             num_cached_tokens=self.cached,

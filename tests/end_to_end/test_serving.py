@@ -117,9 +117,7 @@ def test_a_scrape_tells_of_the_steps_that_were_run(server: Server) -> None:
     before = gauge(server, "leoserve_step_tokens_sum"), gauge(server, "leoserve_step_tokens_count")
     options = {"ignore_eos": True}
     server.openai().completions.create(model=MODEL, prompt=[5] * 10, max_tokens=4, extra_body=options)
-    assert (
-        gauge(server, "leoserve_step_tokens_sum") - before[0] == 13
-    )  # the last token generated is computed by no step
+    assert gauge(server, "leoserve_step_tokens_sum") - before[0] == 13  # the last one generated is never computed
     assert gauge(server, "leoserve_step_tokens_count") - before[1] == 4
 
 

@@ -148,7 +148,7 @@ async def test_the_sockets_are_the_users_alone_and_go_with_the_engine(checkpoint
     folder = client._connection._folder
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(socket.stat().st_mode) for socket in folder.iterdir()} == {0o600}
-    assert not [connection for connection in engine.net_connections("inet")]
+    assert not list(engine.net_connections("inet"))
     await client.stop()
     assert not folder.exists()
     assert not engine.is_running()

@@ -106,7 +106,7 @@ class Connection:
 
 
 def _engine_environment() -> dict[str, str]:
-    """This process's, with its import path, and huge pages for torch's memory: packing weights is 2 to 10 times faster."""
+    """This process's, with its import path, and huge pages for torch: packing weights is 2 to 10 times faster."""
     path = os.pathsep.join(path for path in sys.path if path)
     return {"THP_MEM_ALLOC_ENABLE": "1"} | os.environ | {"PYTHONPATH": path}
 
