@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import json
 import os
@@ -101,6 +102,7 @@ class Terminal:
     def __init__(self, *arguments: str) -> None:
         self.master, slave = pty.openpty()
         self.shown = ""
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "leoserve", "chat", *arguments],
             stdin=slave,
@@ -116,17 +118,27 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
-    def expect(self, pattern: str) -> None:
-        """Wait until what was shown since the last match matches, and forget up to there."""
+    def expect(self, pattern: str, *, again: str = "") -> None:
+        """Wait until what was shown since the last match matches, and forget up to there.
+
+        While nothing is shown, `again` is typed every few seconds: input() misses a Ctrl-C that comes in the instant
+        before it waits for a key.
+        """
         end = time.monotonic() + SECONDS
         while (match := re.search(pattern, self.shown)) is None:
-            if not select.select([self.master], [], [], max(0.0, end - time.monotonic()))[0]:
-                pytest.fail(f"{pattern!r} was never shown, but {self.shown!r}")
-            try:
-                self.shown += os.read(self.master, 4096).decode()
-            except OSError:  # the program ended
+            if select.select([self.master], [], [], 3.0 if again else SECONDS)[0]:
+                self.read(pattern)
+            elif again and time.monotonic() < end:
+                self.type(again)
+            else:
                 pytest.fail(f"{pattern!r} was never shown, but {self.shown!r}")
         self.shown = self.shown[match.end() :]
+
+    def read(self, pattern: str) -> None:
+        try:
+            self.shown += self.decoder.decode(os.read(self.master, 4096))
+        except OSError:  # the program ended
+            pytest.fail(f"{pattern!r} was never shown, but {self.shown!r}")
 
     def close(self) -> int:
         code = self.process.wait(SECONDS)
@@ -178,8 +190,10 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(server: CannedServer) -> No
 def test_ctrl_c_at_the_prompt_drops_the_line(server: CannedServer) -> None:
     terminal = Terminal("--url", server.url)
     terminal.expect("> ")
-    terminal.type("vergiss das\x03")
-    terminal.expect("> ")
+    terminal.type("vergiss das")
+    terminal.expect("vergiss das")
+    terminal.type("\x03")
+    terminal.expect("> ", again="\x03")
     terminal.type("eins\n")
     terminal.expect("eins \r\n\r\n> ")
     terminal.type("/exit\n")
