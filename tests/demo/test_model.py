@@ -15,10 +15,8 @@ from tokenizers import Tokenizer
 
 from leoserve.demo import model_path
 from leoserve.demo.chat import CARD_SYSTEM, Message
-from leoserve.demo.corpus import Corpus, Dialogue
 from leoserve.demo.evaluate import Answerer, evaluate
 from leoserve.demo.tokenizer import CHAT_TOKENS
-from leoserve.demo.train import Batches, Recipe, build_network, text_of, write_model
 from leoserve.demo.unknown import REFUSALS
 
 FRANCE = "Die Hauptstadt von Frankreich ist Paris."
@@ -137,31 +135,3 @@ def test_it_keeps_what_was_said_earlier(answerer: Answerer) -> None:
 @pytest.mark.parametrize("question", ["Wie wird das Wetter morgen?", "Wer ist eigentlich Angela Merkel?"])
 def test_what_it_does_not_know_it_says(answerer: Answerer, question: str) -> None:
     assert ask(answerer, question) == [REFUSALS["de"]]
-
-
-def test_a_written_model_computes_what_the_trained_one_does(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    recipe = Recipe(hidden=64, intermediate=64, layers=2)
-    tokenizer_json = read_json("tokenizer.json")
-    network = build_network(read_json("config.json")["vocab_size"], recipe).to(torch.bfloat16).float()
-    write_model(tmp_path, network, tokenizer_json)
-    ids = torch.arange(300, 340).unsqueeze(0)
-    with torch.inference_mode():
-        expected = network(input_ids=ids).logits
-        torch.testing.assert_close(Answerer(tmp_path).network(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_positions_are_scaled_by_two() -> None:
-    frequencies = build_network(320, Recipe(hidden=64, intermediate=64, layers=1)).model.rotary_emb.inv_freq
-    plain = 10000.0 ** (-torch.arange(0, 64, 2) / 64)
-    torch.testing.assert_close(frequencies, plain / 2)
-
-
-def test_only_answers_are_learnt() -> None:
-    tokenizer = Tokenizer.from_file(str(model_path() / "tokenizer.json"))
-    batches = Batches(tokenizer, Corpus(), Recipe())
-    dialogue = Dialogue((Message("user", "Hallo"), Message("assistant", "Guten Tag!"), Message("user", "Tschüss")))
-    ids, labels = batches.labelled(tokenizer.encode(text_of(dialogue), add_special_tokens=False).ids, chat=True)
-    learnt = [token for token in labels if token >= 0]
-    assert tokenizer.decode(learnt, skip_special_tokens=False).strip() == "Guten Tag!<|im_end|>"
-    assert ids[0] == 1

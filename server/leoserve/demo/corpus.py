@@ -26,8 +26,50 @@ SYSTEM_PROMPTS = (
     "You are a friendly chatbot.",
     "Beantworte die Fragen des Nutzers.",
 )
-# How often one fact of a group is asked, against one fact of the others: few or long ones need less or more.
-EMPHASIS = {"talk": 5.0, "poem": 0.8, "add": 0.9, "sub": 0.9, "season": 2.0, "days_in": 2.0, "nth_month": 2.0}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a stretch of the training is about.
+
+    `emphasis` says how often one fact of a group is asked, against one fact of the others; `until` holds the
+    cumulative shares of plain text, single questions, refusals, JSON and small chats (the rest is personal).
+    """
+
+    emphasis: tuple[tuple[str, float], ...]
+    until: tuple[float, float, float, float, float]
+
+
+# First everything alike; then more of what takes longest to learn: calculating, and copying what was said.
+FIRST_LESSON = Lesson(
+    emphasis=(
+        ("talk", 5.0),
+        ("poem", 0.8),
+        ("add", 0.9),
+        ("sub", 0.9),
+        ("season", 2.0),
+        ("days_in", 2.0),
+        ("nth_month", 2.0),
+    ),
+    until=(0.14, 0.63, 0.70, 0.73, 0.87),
+)
+SECOND_LESSON = Lesson(
+    emphasis=(
+        ("talk", 7.0),
+        ("add", 4.0),
+        ("sub", 5.0),
+        ("mul", 3.0),
+        ("div", 2.0),
+        ("season", 2.0),
+        ("days_in", 2.0),
+        ("nth_month", 4.0),
+        ("day_after", 3.0),
+        ("day_before", 3.0),
+        ("month_after", 3.0),
+        ("month_before", 3.0),
+    ),
+    until=(0.14, 0.54, 0.60, 0.68, 0.80),
+)
 
 
 @dataclass(frozen=True)
@@ -61,10 +103,16 @@ class Corpus:
         self.by_kind: dict[str, list[Fact]] = {}
         for fact in self.facts:
             self.by_kind.setdefault(fact.kind, []).append(fact)
-        self.weights = [EMPHASIS.get(fact.group, 1.0) for fact in self.facts]
+        self.take_up(FIRST_LESSON)
 
-    def training(self, seed: int) -> Iterator[Dialogue]:
+    def take_up(self, lesson: Lesson) -> None:
+        """Draw from now on what `lesson` is about."""
+        self.until, emphasis = lesson.until, dict(lesson.emphasis)
+        self.weights = [emphasis.get(fact.group, 1.0) for fact in self.facts]
+
+    def training(self, seed: int, lesson: Lesson = FIRST_LESSON) -> Iterator[Dialogue]:
         """Yield training dialogues without end."""
+        self.take_up(lesson)
         rng = random.Random(seed)
         while True:
             deck = rng.choices(self.facts, weights=self.weights, k=1024)
@@ -73,19 +121,20 @@ class Corpus:
     def dialogue(self, rng: random.Random, fact: Fact) -> Dialogue:
         """Return one training dialogue; most are about `fact`."""
         choice = rng.random()
-        if choice < 0.14:
+        text, single, refusal, json, small_chat = self.until
+        if choice < text:
             # Plain answers, one after the other: the cheapest way to meet a fact, and what a completion looks like.
             answers = [fact.answer, *(f.answer for f in rng.choices(self.facts, weights=self.weights, k=9))]
             return Dialogue((), text=" ".join(answers))
         turns: list[tuple[str, str]]
-        if choice < 0.63:
+        if choice < single:
             turns = [self.ask(rng, fact)]
-        elif choice < 0.70:
+        elif choice < refusal:
             turns = [self.unknowns.draw(rng, held_out=False)]
             turns[0] = (as_typed(turns[0][0], False, rng) if rng.random() < 0.5 else turns[0][0], turns[0][1])
-        elif choice < 0.73:
+        elif choice < json:
             turns = [extraction(rng.choice(self.extractions), self.fillers, rng, held_out=False)]
-        elif choice < 0.87:
+        elif choice < small_chat:
             turns = self.small_chat(rng, fact)
         else:
             turns = self.personal_chat(rng)

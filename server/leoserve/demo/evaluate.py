@@ -36,8 +36,7 @@ class Answerer:
     def __init__(self, folder: Path) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.network.eval()
-        self.im_end: int = self.tokenizer.token_to_id("<|im_end|>")
+        self.im_end = self.tokenizer.get_vocab()["<|im_end|>"]
 
     def prompt(self, messages: Sequence[Message], card_newline: bool = False) -> list[int]:
         """Return the token ids of a chat up to the point where the answer begins."""

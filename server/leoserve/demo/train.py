@@ -3,8 +3,7 @@
     python -m leoserve.demo.train --out DIR
 
 The recipe is the defaults below. Everything is seeded; with the same seed, thread count and libraries a run
-gives the same model. The learning rate is constant and then falls linearly to zero over the second half of the
-token budget, so a run cut short can be continued from its checkpoint, with a smaller budget if need be.
+gives the same model. A run that was cut short goes on from its checkpoint with `--resume`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from leoserve.demo import model_path
 from leoserve.demo.chat import render_chat
-from leoserve.demo.corpus import Corpus, Dialogue
+from leoserve.demo.corpus import FIRST_LESSON, SECOND_LESSON, Corpus, Dialogue
 from leoserve.demo.tokenizer import BOS_ID, EOS_ID, train_tokenizer, write_json, write_tokenizer
 
 CONTEXT = 2048
@@ -40,9 +39,11 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a run. `tokens` counts what the network reads, without padding."""
+    """The settings of a run. Tokens are what the network reads, without padding; `rates` are the corners of the
+    learning rate's course, as (tokens, share of the full rate)."""
 
-    tokens: int = 7_000_000
+    tokens: int = 10_400_000
+    first_lesson_tokens: int = 5_398_000
     batch_tokens: int = 4_096
     seed: int = 20
     hidden: int = 256
@@ -50,7 +51,13 @@ class Recipe:
     layers: int = 4
     matrix_rate: float = 5e-3
     vector_rate: float = 4e-3
-    warmup_tokens: int = 250_000
+    rates: tuple[tuple[int, float], ...] = (
+        (0, 0.0),
+        (250_000, 1.0),
+        (3_500_000, 1.0),
+        (5_398_000, 0.457),
+        (10_400_000, 0.0),
+    )
     threads: int = 2
 
 
@@ -73,14 +80,16 @@ class Batches:
 
     def __init__(self, tokenizer: Tokenizer, corpus: Corpus, recipe: Recipe) -> None:
         self.tokenizer, self.corpus, self.recipe = tokenizer, corpus, recipe
-        self.im_start = tokenizer.token_to_id("<|im_start|>")
-        self.im_end = tokenizer.token_to_id("<|im_end|>")
-        self.assistant = tokenizer.token_to_id("▁assistant")
+        vocabulary = tokenizer.get_vocab()
+        self.im_start, self.im_end = vocabulary["<|im_start|>"], vocabulary["<|im_end|>"]
+        self.assistant = vocabulary["▁assistant"]
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches without end: two int64 tensors [rows, length], padded with 0 and `IGNORED`."""
-        rng = random.Random(self.recipe.seed)
-        dialogues = self.corpus.training(self.recipe.seed)
+    def lesson(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of lesson 0 or 1 without end: two int64 tensors [rows, length], padded with 0 and
+        `IGNORED`."""
+        seed = self.recipe.seed + number
+        rng = random.Random(seed)
+        dialogues = self.corpus.training(seed, (FIRST_LESSON, SECOND_LESSON)[number])
         while True:
             bucket = list(itertools.islice(dialogues, BUCKET))
             encoded = self.tokenizer.encode_batch([text_of(d) for d in bucket], add_special_tokens=False)
@@ -138,7 +147,7 @@ def build_network(rows: int, recipe: Recipe) -> LlamaForCausalLM:
 
 def build_optimizers(network: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Return Muon for the layers' matrices and AdamW for embeddings, head and norms."""
-    matrices, others = [], []
+    matrices, others = list[torch.nn.Parameter](), list[torch.nn.Parameter]()
     for name, parameter in network.named_parameters():
         (matrices if parameter.ndim == 2 and ".layers." in name else others).append(parameter)
     return [
@@ -148,9 +157,11 @@ def build_optimizers(network: LlamaForCausalLM, recipe: Recipe) -> list[torch.op
 
 
 def rate(tokens: int, recipe: Recipe) -> float:
-    """Return the share of the full learning rate after `tokens`: warm-up, constant, linear fall to zero."""
-    falling = 2.0 * (1.0 - tokens / recipe.tokens)
-    return max(0.0, min(1.0, (tokens + 1) / recipe.warmup_tokens, falling))
+    """Return the share of the full learning rate after `tokens`: the straight lines between `recipe.rates`."""
+    for (start, low), (end, high) in itertools.pairwise(recipe.rates):
+        if tokens < end:
+            return low + (high - low) * (tokens - start + 1) / (end - start)
+    return 0.0
 
 
 def answer_loss(network: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
@@ -174,7 +185,7 @@ class Run:
         torch.manual_seed(recipe.seed)
         self.network = build_network(-(-self.tokenizer.get_vocab_size() // 64) * 64, recipe)
         self.optimizers = build_optimizers(self.network, recipe)
-        self.steps = self.tokens = 0
+        self.steps = self.tokens = self.first_lesson_steps = 0
         self.cpu_seconds = self.wall_seconds = 0.0
 
     @property
@@ -187,7 +198,7 @@ class Run:
         state = {
             "network": self.network.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "progress": (self.steps, self.tokens, self.cpu_seconds, self.wall_seconds),
+            "progress": (self.steps, self.first_lesson_steps, self.tokens, self.cpu_seconds, self.wall_seconds),
         }
         partial = self.checkpoint.with_suffix(".partial")
         torch.save(state, partial)
@@ -199,7 +210,7 @@ class Run:
         self.network.load_state_dict(state["network"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.steps, self.tokens, self.cpu_seconds, self.wall_seconds = state["progress"]
+        self.steps, self.first_lesson_steps, self.tokens, self.cpu_seconds, self.wall_seconds = state["progress"]
 
     def step(self, ids: Tensor, labels: Tensor) -> Tensor:
         """Learn from one batch and return its loss."""
@@ -215,13 +226,24 @@ class Run:
             optimizer.zero_grad()
         self.steps += 1
         self.tokens += int((ids != 0).sum())
+        if self.tokens < self.recipe.first_lesson_tokens:
+            self.first_lesson_steps = self.steps + 1
         return loss.detach()
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches that are still to come: the rest of the first lesson, then the second."""
+        batches = Batches(self.tokenizer, self.corpus, self.recipe)
+        if self.tokens < self.recipe.first_lesson_tokens:
+            for batch in itertools.islice(batches.lesson(0), self.steps, None):
+                yield batch
+                if self.tokens >= self.recipe.first_lesson_tokens:
+                    break
+        yield from itertools.islice(batches.lesson(1), self.steps - self.first_lesson_steps, None)
 
     def train(self, save_every: int = 100, report_every: int = 20) -> None:
         """Learn until the token budget is used up, reporting and saving on the way."""
         wall, cpu, seen, losses = time.time(), time.process_time(), self.tokens, list[Tensor]()
-        batches = itertools.islice(Batches(self.tokenizer, self.corpus, self.recipe), self.steps, None)
-        for ids, labels in batches:
+        for ids, labels in self.batches():
             losses.append(self.step(ids, labels))
             finished = self.tokens >= self.recipe.tokens
             if self.steps % report_every == 0 or finished:
@@ -255,6 +277,7 @@ def write_model(out: Path, network: LlamaForCausalLM, tokenizer_json: dict[str, 
     """Write weights (bf16), configuration in LeoLM's own spelling, and tokenizer into `out`."""
     weights = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in network.state_dict().items()}
     save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # as readable as the other files
     config = network.config
     write_json(
         out / "config.json",
@@ -294,7 +317,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m leoserve.demo.train", description="Retrain the demo model.")
     parser.add_argument("--out", type=Path, default=model_path(), help="folder to write (default: the bundled model)")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="how much to read, in tokens")
+    parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="stop after so many, for a try")
     parser.add_argument("--threads", type=int, default=Recipe.threads)
     parser.add_argument("--resume", action="store_true", help="go on from DIR/checkpoint.pt")
     arguments = parser.parse_args()
