@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -16,6 +20,7 @@ from leoserve.engine.client import EngineClient, EngineDied, EngineFailed, Engin
 from leoserve.engine.config import EngineConfig
 from leoserve.engine.request import Request, SamplingParams, TokenOutput
 from tests.checkpoints import write_checkpoint
+from tests.conftest import clean_environment
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +157,33 @@ async def test_the_sockets_are_the_users_alone_and_go_with_the_engine(checkpoint
     await client.stop()
     assert not folder.exists()
     assert not engine.is_running()
+
+
+async def test_an_engine_whose_server_is_killed_goes_and_takes_the_sockets_with_it(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import asyncio, msgspec, sys; from leoserve.engine.client import EngineClient\n"
+        "from leoserve.engine.config import EngineConfig\n"
+        "async def main():\n"
+        "    client = EngineClient(msgspec.json.decode(sys.argv[1], type=EngineConfig))\n"
+        "    await client.start(); await client.wait_ready(); print('ready', flush=True); await asyncio.sleep(600)\n"
+        "asyncio.run(main())"
+    )
+    with tempfile.TemporaryDirectory(prefix="leo") as scratch:
+        server = subprocess.Popen(
+            [sys.executable, "-c", code, msgspec.json.encode(config(checkpoint)).decode()],
+            stdout=subprocess.PIPE,
+            env=clean_environment(TMPDIR=scratch),
+        )
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"ready\n"
+        (engine,) = psutil.Process(server.pid).children()
+        assert len(list(Path(scratch).iterdir())) == 1
+        server.kill()
+        server.wait()
+        engine.wait(60)
+        assert list(Path(scratch).iterdir()) == []
 
 
 async def test_an_engine_that_cannot_start_says_why(tmp_path: Path, checkpoint: Path) -> None:

@@ -29,4 +29,3 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     progress: bool = True
     log_level: str = "info"
     log_format: Literal["text", "json"] = "text"
-    seed: int = 0

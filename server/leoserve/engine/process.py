@@ -6,11 +6,14 @@ Two threads: one receives requests and refuses what exceeds the bounds at once, 
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import signal
 import sys
 import threading
-from typing import IO
+from pathlib import Path
+from typing import IO, NoReturn
 
 import msgspec
 import zmq
@@ -21,7 +24,10 @@ from leoserve.engine.loop import EngineLoop
 from leoserve.engine.request import Failed, FromEngine, Request, ToEngine
 from leoserve.engine.start import CannotStart, start_engine
 
+log = logging.getLogger("leoserve.engine")
+
 CANNOT_START = 2
+CRASHED = 1
 
 
 class Line:
@@ -59,24 +65,37 @@ class Line:
         self._context.term()
 
 
-def receive_requests(line: Line, loop: EngineLoop) -> None:
-    """Admit or refuse what arrives, while the other thread computes."""
+def receive_requests(line: Line, loop: EngineLoop) -> NoReturn:
+    """Admit or refuse what arrives, while the other thread computes. Its failure is the engine's: it is restarted."""
     admission = loop.scheduler.admission
-    while True:
-        message = line.receive()
-        if isinstance(message, Request):
-            refused = admission.admit(message)
-            if refused is not None:
+    try:
+        while True:
+            message = line.receive()
+            refused = admission.admit(message) if isinstance(message, Request) else None
+            if refused is None:
+                loop.submit(message)
+            else:
                 line.send(refused)
-                continue
-        loop.submit(message)
+    except BaseException:
+        log.exception("the thread that receives requests failed")
+        leave(CRASHED)
 
 
-def exit_with(stdin: IO[bytes]) -> None:
-    """End this process when its standard input ends: the server is gone, or wants it gone."""
+def leave_with(stdin: IO[bytes], launch: Launch) -> NoReturn:
+    """End this process when its standard input ends: the server is gone, or wants it gone.
+
+    A server that was killed has left its sockets behind.
+    """
     while stdin.read(4096):
         pass
-    os._exit(0)
+    shutil.rmtree(Path(launch.requests.removeprefix("ipc://")).parent, ignore_errors=True)
+    leave(0)
+
+
+def leave(code: int) -> NoReturn:
+    """End at once: an orderly exit would wait for threads that hold sockets and for torch's pools."""
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main() -> int:
@@ -85,7 +104,7 @@ def main() -> int:
     stdin = sys.stdin.buffer
     launch = msgspec.json.decode(stdin.readline(), type=Launch)
     logs.configure(launch.config.log_format, launch.config.log_level)
-    threading.Thread(target=exit_with, args=(stdin,), name="stdin", daemon=True).start()
+    threading.Thread(target=leave_with, args=(stdin, launch), name="stdin", daemon=True).start()
     line = Line(launch)
     try:
         loop, ready = start_engine(launch.config, line.send)
@@ -100,7 +119,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # not sys.exit: other threads hold sockets and torch's pools, which an orderly exit would wait for
-    status = main()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        status = main()
+    except BaseException:
+        log.exception("the engine failed")
+        status = CRASHED
+    leave(status)
