@@ -127,6 +127,16 @@ def test_an_error_names_the_flag_and_the_value(arguments: list[str], message: st
     assert str(caught.value) == message
 
 
+def test_a_step_too_small_for_the_answers_is_refused_with_both_flags_and_what_to_set() -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse("--max-num-batched-tokens", "16", "--max-num-seqs", "64")
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ("--max-num-batched-tokens 16", "--max-num-seqs 64", "to 16 or less", "to 64 or more"):
+        assert part in message
+    assert parse("--max-num-batched-tokens", "64", "--max-num-seqs", "64").max_num_batched_tokens == 64
+
+
 def test_an_error_names_the_variable_or_the_file_it_came_from(
     monkeypatch: pytest.MonkeyPatch, yaml: Callable[[str], Path]
 ) -> None:

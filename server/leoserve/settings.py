@@ -189,6 +189,14 @@ class Settings(BaseSettings):
         unit="s",
         ge=0,
     )
+    stall_timeout: float = option(
+        300.0,
+        "Server",
+        "How long work may wait without a finished step before /health turns false. Raise it where one step of a long "
+        "prompt takes minutes.",
+        unit="s",
+        gt=0,
+    )
     log_format: Literal["text", "json"] = option(
         "text", "Server", "Shape of a log line. json for machines that collect logs."
     )
@@ -344,9 +352,21 @@ class Settings(BaseSettings):
         """
         flags = flags or {}
         try:
-            return cls(**flags)
+            settings = cls(**flags)
         except ValidationError as error:
             raise SettingsError("; ".join(describe(item, flags) for item in error.errors())) from None
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """What one option says about another. Raises SettingsError."""
+        tokens, answers = self.max_num_batched_tokens, self.max_num_seqs
+        if tokens is not None and tokens < answers:
+            raise SettingsError(
+                f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {answers}, and each of those answers "
+                f"takes a token of every step: set --max-num-seqs to {tokens} or less, or --max-num-batched-tokens to "
+                f"{answers} or more"
+            )
 
     def api_keys(self) -> list[str]:
         """The keys of --api-key and of --api-key-file. Raises SettingsError when the file cannot be read or is empty.
