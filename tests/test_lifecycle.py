@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx2
 import openai
 import psutil
 import pytest
 
+from leoserve.engine.client import EngineClient
+from leoserve.lifecycle import Lifecycle
+from leoserve.lifecycle import Server as HttpServer
 from tests.checkpoints import write_checkpoint
-from tests.conftest import Serve, Server
+from tests.conftest import Serve, Server, clean_environment
 
 LONG = 8000  # tokens: far more than a test waits for
 
@@ -68,7 +75,7 @@ def test_an_idle_server_ends_with_0(start: Serve, checkpoint: Path, number: sign
 
 def test_a_server_that_is_loading_ends_with_0(start: Serve, checkpoint: Path) -> None:
     server = start(checkpoint, wait=False)
-    server.wait_for("device cpu")
+    assert httpx2.get(f"{server.url}/health", timeout=60).status_code == 200  # from here on it knows of signals
     assert server.stop() == 0
 
 
@@ -125,3 +132,90 @@ def test_machines_get_one_json_object_a_line(start: Serve, checkpoint: Path) -> 
     server.stop()
     events = [json.loads(line) for line in server.stderr.splitlines()]
     assert {"starting", "ready"} <= {event["message"] for event in events}
+
+
+ENGINE = """
+import os, signal, sys, threading
+from leoserve import cli, lifecycle, serve
+
+class Engine:
+    def __init__(self, config, *, stall_timeout):
+        print("patience", stall_timeout)
+    def spawn(self):
+        if "interrupted" in sys.argv:
+            os.kill(os.getpid(), signal.SIGTERM)
+        print("spawned")
+    async def stop(self):
+        print("stopped")
+    stats = ready = None
+
+serve.EngineClient = Engine
+"""
+BUSY = """
+import asyncio
+def run(app, *others):
+    begun = threading.Event()
+    def work():
+        begun.set()
+        threading.Event().wait()
+    async def live():
+        asyncio.ensure_future(app.state.context.threads.run(work))
+        await asyncio.to_thread(begun.wait)
+        return 130
+    return asyncio.new_event_loop().run_until_complete(live())
+lifecycle.run = run
+"""
+
+
+def command(script: str, checkpoint: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`leoserve serve` of the checkpoint, after `script`; the further arguments are for the script."""
+    code = f"{script}\nsys.exit(cli.main(['serve', {str(checkpoint)!r}, '--port', '0', '--stall-timeout', '7']))"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_thread_busy_with_a_text_does_not_hold_up_the_end(checkpoint: Path) -> None:
+    done = command(ENGINE + BUSY, checkpoint)
+    assert done.returncode == 130
+    assert done.stdout.split("\n") == ["patience 7.0", "spawned", "stopped", ""]
+
+
+def test_a_signal_while_the_engine_is_being_started_leaves_nothing(checkpoint: Path) -> None:
+    done = command(ENGINE, checkpoint, "interrupted")
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stdout.split("\n") == ["patience 7.0", "spawned", "stopped", ""]
+
+
+async def test_draining_that_goes_wrong_still_ends_the_server() -> None:
+    class Engine:
+        stopped = 0
+
+        async def start(self) -> None: ...
+
+        async def wait_ready(self) -> None:
+            await asyncio.Event().wait()
+
+        async def drain(self, grace: float) -> None:
+            raise KeyError("a fault in draining")
+
+        async def stop(self) -> None:
+            self.stopped += 1
+
+    class Http:
+        should_exit = False
+
+        async def serve(self, sockets: object) -> None:
+            lifecycle.on_signal(signal.SIGTERM)
+            while not self.should_exit:
+                await asyncio.sleep(0)
+
+    engine, http = Engine(), Http()
+    lifecycle = Lifecycle(cast(HttpServer, http), cast(EngineClient, engine), 1.0, lambda ready: None)
+    with pytest.raises(KeyError, match="a fault in draining"):
+        await asyncio.wait_for(lifecycle.live(cast(Any, SimpleNamespace())), 60)
+    assert engine.stopped == 1

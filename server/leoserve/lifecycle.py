@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Generator
 
 import uvicorn
 from fastapi import FastAPI
 
+from leoserve.api.threads import TextThreads
 from leoserve.engine.client import EngineClient, EngineFailed
 from leoserve.engine.request import Ready
 from leoserve.settings import Settings
@@ -54,6 +57,17 @@ def run(
         return runner.run(lifecycle.live(listener))
 
 
+def leave(code: int, threads: TextThreads) -> int:
+    """The exit code of a server that has cleaned up. Where a thread is still at work on a text that nobody waits for,
+    the process ends here: Python would let it come to its end first."""
+    if threads.busy:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
 class Server(uvicorn.Server):
     """uvicorn without its signal handlers: they would close the door, where ours first answers 503 at it."""
 
@@ -89,6 +103,8 @@ class Lifecycle:
             await self.engine.stop()
         if self.failure is not None:
             raise self.failure
+        if self.draining is not None and self.draining.done() and not self.draining.cancelled():
+            self.draining.result()  # raises what went wrong in it
         return self.exit_code
 
     async def watch(self) -> None:
@@ -111,6 +127,8 @@ class Lifecycle:
     async def drain(self) -> None:
         """Let running answers finish within the grace, then end the server."""
         logger.info("stopping; running answers have %g s to finish, a second signal ends them at once", self.grace)
-        await self.engine.drain(self.grace)
-        await self.engine.stop()  # what still runs gets an error event
-        self.server.should_exit = True
+        try:
+            await self.engine.drain(self.grace)
+            await self.engine.stop()  # what still runs gets an error event
+        finally:
+            self.server.should_exit = True

@@ -7,6 +7,7 @@ this process imports its web framework.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
@@ -16,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -58,9 +60,11 @@ def serve(settings: Settings) -> int:
         listen(listener)
         tell_configuration(settings, folder, listener)
         progress = settings.log_format == "text"
-        engine = EngineClient(settings.engine_config(folder, tokenizer.id_ranges, progress=progress))
-        engine.spawn()
+        config = settings.engine_config(folder, tokenizer.id_ranges, progress=progress)
+        engine = EngineClient(config, stall_timeout=settings.stall_timeout)
         try:
+            with signals_held():
+                engine.spawn()
             # The engine process is loading now; these imports happen meanwhile.
             from leoserve import lifecycle
             from leoserve.api.app import create_app
@@ -81,14 +85,33 @@ def serve(settings: Settings) -> int:
             def announce(ready: Ready) -> None:
                 tell_ready(settings, listener, names[0], template, ready, time.monotonic() - started)
 
-            return lifecycle.run(create_app(context), engine, listener, settings, announce)
+            code = lifecycle.run(create_app(context), engine, listener, settings, announce)
         finally:
-            asyncio.run(engine.stop())  # again, and without effect, where the lifecycle came to its end
+            with signals_held():
+                asyncio.run(engine.stop())  # again, and without effect, where the lifecycle came to its end
+    return lifecycle.leave(code, context.threads)
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
     """SIGTERM before the event loop runs: unwind, so that nothing stays behind."""
     raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """What SIGINT and SIGTERM would do, they do at the end: in between lies what must not be done by halves."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+    for one in came:
+        signal.raise_signal(one)
 
 
 def bind(host: str, port: int) -> socket.socket:

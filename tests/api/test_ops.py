@@ -9,7 +9,7 @@ import leoserve
 from leoserve.engine.request import EngineStats
 
 from ..conftest import clean_environment
-from .conftest import Running, Start
+from .conftest import Running
 from .test_errors import error_of
 
 
@@ -60,28 +60,6 @@ async def test_metrics_are_those_that_routers_read_one_series_each(server: Runni
         'vllm:lora_requests_info{max_lora="0",running_lora_adapters="",waiting_lora_adapters=""} 0.0',
     ]
     assert "leoserve_prefix_cache_queries_total 9.0" in answer.text
-
-
-async def test_the_start_and_shutdown_hooks_run_once(start: Start) -> None:
-    """The fixture has run the app's lifespan; the hooks are the context's, so here it runs again by hand."""
-    server = await start()
-    called: list[str] = []
-
-    async def up() -> None:
-        called.append("up")
-
-    async def down() -> None:
-        called.append("down")
-
-    from leoserve.api.app import create_app
-    from leoserve.metrics import Metrics
-
-    context = server.context
-    context.on_startup, context.on_shutdown, context.metrics = up, down, Metrics()
-    app = create_app(context)
-    async with app.router.lifespan_context(app):
-        assert called == ["up"]
-    assert called == ["up", "down"]
 
 
 def test_the_api_imports_no_torch_and_little_else() -> None:

@@ -41,10 +41,8 @@ def create_app(context: ServerContext) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await context.on_startup()
         yield
-        await context.on_shutdown()
-        context.threads.shutdown(wait=False, cancel_futures=True)
+        context.threads.close()
 
     app = FastAPI(
         title="leoserve",

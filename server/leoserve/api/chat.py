@@ -32,7 +32,7 @@ async def create(request: HttpRequest) -> Response:
     record.model = body.model
     check_servable(context, body, body.n)
     salt = cache_salt(request, body)
-    generation = await unless_gone(request, context.in_thread(prepare, context, body, record, salt))
+    generation = await unless_gone(request, context.threads.run(prepare, context, body, record, salt))
     shape = ChatShape(body, generation)
     if body.stream:
         return await send_stream(request, generation, shape, body.stream_options)

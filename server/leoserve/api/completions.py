@@ -41,7 +41,7 @@ async def create(request: HttpRequest) -> Response:
     if len(body.prompts) * body.choices > max(MAX_PROMPTS, context.settings.max_choices):
         raise bad_request(f"At most {MAX_PROMPTS} answers to one request: prompts times answers to each.", "prompt")
     salt = cache_salt(request, body)
-    generation = await unless_gone(request, context.in_thread(prepare, context, body, record, salt))
+    generation = await unless_gone(request, context.threads.run(prepare, context, body, record, salt))
     shape = CompletionShape(body, generation)
     if body.stream:
         return await send_stream(request, generation, shape, body.stream_options)

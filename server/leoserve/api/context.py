@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import os
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Literal, ParamSpec, Protocol, TypeVar, cast
+from typing import Protocol, cast
 
 from fastapi import Request as HttpRequest
 
 import leoserve
+from leoserve.api.threads import TextThreads
+from leoserve.engine.client import State
 from leoserve.engine.request import EngineStats, Ready, Request, TokenOutput
 from leoserve.metrics import Metrics
 from leoserve.settings import Settings
 from leoserve.text.template import ChatTemplate
 from leoserve.text.tokenizer import Tokenizer
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-State = Literal["loading", "ready", "restarting", "draining", "failed"]
 
 
 class Engine(Protocol):
@@ -41,15 +35,6 @@ class Engine(Protocol):
     def abort(self, request_id: str, index: int | None = None) -> None: ...
 
 
-async def nothing() -> None:
-    """The default of the start-up and shutdown hooks."""
-
-
-def text_threads() -> ThreadPoolExecutor:
-    """Where templates are rendered and texts tokenized; the tokenizer releases the GIL."""
-    return ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="leoserve-text")
-
-
 @dataclass
 class ServerContext:
     """`model_ids`: the names the model answers to, first the one it calls itself. `created`: Unix time."""
@@ -61,9 +46,7 @@ class ServerContext:
     model_ids: list[str]
     created: int
     metrics: Metrics
-    on_startup: Callable[[], Awaitable[None]] = nothing
-    on_shutdown: Callable[[], Awaitable[None]] = nothing
-    threads: ThreadPoolExecutor = field(default_factory=text_threads)
+    threads: TextThreads = field(default_factory=TextThreads)
     seeds: random.Random = field(init=False)
     longest_token: int = field(init=False)  # bytes
 
@@ -71,10 +54,6 @@ class ServerContext:
         self.seeds = random.Random(self.settings.seed)
         self.longest_token = max(map(len, self.tokenizer.vocabulary.pieces))
         self.metrics.watch(self.model_ids[0], self.engine)
-
-    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `function` off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, lambda: function(*args, **kwargs))
 
     def fingerprint(self) -> str:
         """`system_fingerprint`: equal for equal builds serving the same model in the same way."""
