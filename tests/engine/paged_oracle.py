@@ -42,7 +42,9 @@ class PagedOracle:
         self.budget = budget
         self.vocab = vocab
         self.tables: dict[int, list[int]] = {}
+        self.tokens: dict[int, list[int]] = {}  # of each slot's sequence, as far as it was ever to be computed
         self.failing_token: int | None = None
+        self.fail_once_after_writing = False  # as when memory runs out between two layers
         self.computed: list[tuple[int, int, int]] = []  # (slot, start, count) of every row
         self.steps = 0
 
@@ -61,23 +63,41 @@ class PagedOracle:
             self.cells[target] = cells
         for row in step.rows:
             self._write(row)
+        if self.fail_once_after_writing:
+            self.fail_once_after_writing = False
+            raise RuntimeError("failed after the keys were written")
+        for row in step.rows:
+            self._attend(row)
+            self.computed.append((row.slot, row.start, len(row.tokens)))
         self.steps += 1
         return [RowResult(token=self._sample(row) if row.samples else None) for row in step.rows]
 
     def _write(self, row) -> None:
-        table = [] if row.admitted else self.tables[row.slot]
-        self.tables[row.slot] = table = table + row.new_blocks
-        cell: Cell | None = b"" if row.start == 0 else self._cell(table, row.start - 1)
+        if row.admitted:
+            self.tables[row.slot] = []
+            self.tokens[row.slot] = row.admitted.prompt + row.admitted.generated
+            assert row.first_new_block == 0
+        table, tokens = self.tables[row.slot], self.tokens[row.slot]
+        assert row.first_new_block <= len(table)
+        table[row.first_new_block :] = row.new_blocks or table[row.first_new_block :]
+        tokens[row.start : row.start + len(row.tokens)] = row.tokens
+        cell = digest(tokens[: row.start])
         for position, token in enumerate(row.tokens, row.start):
-            assert cell is not None, "a key of the past was never computed"
             cell = extend(cell, token)
             self.cells[table[position // self.block_size]][position % self.block_size] = cell
-        self.computed.append((row.slot, row.start, len(row.tokens)))
+
+    def _attend(self, row) -> None:
+        """After all rows wrote, as attention reads: every key from the first to the row's last must be the right one."""
+        table, tokens = self.tables[row.slot], self.tokens[row.slot]
+        cell = b""
+        for position in range(row.start + len(row.tokens)):
+            cell = extend(cell, tokens[position])
+            assert self._cell(table, position) == cell, (
+                f"the key at position {position} is another sequence's, or stale"
+            )
 
     def _sample(self, row) -> int:
-        """After all rows wrote: a block written by two rows would show here."""
-        table = self.tables[row.slot]
-        last = self._cell(table, row.start + len(row.tokens) - 1)
+        last = self._cell(self.tables[row.slot], row.start + len(row.tokens) - 1)
         assert last is not None
         return last[0] % self.vocab
 

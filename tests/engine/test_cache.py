@@ -105,11 +105,6 @@ class PoolMachine(RuleBasedStateMachine):
         table = self.tables.pop(data.draw(st.integers(0, len(self.tables) - 1)))
         self.pool.release(reversed(table))
 
-    @rule()
-    def forget(self):
-        self.pool.forget_all()
-        self.indexed = {}
-
     @invariant()
     def counts_agree(self):
         self.pool.check(self.tables)

@@ -18,7 +18,7 @@ import pytest
 
 from leoserve.engine.client import EngineClient, EngineDied, EngineFailed, EngineRefused, EngineUnavailable
 from leoserve.engine.config import EngineConfig
-from leoserve.engine.request import Request, SamplingParams, TokenOutput
+from leoserve.engine.request import Abort, Request, SamplingParams, TokenOutput
 from tests.checkpoints import write_checkpoint
 from tests.conftest import clean_environment
 
@@ -123,6 +123,68 @@ async def test_a_killed_engine_fails_what_runs_and_comes_back_by_itself(client: 
     assert client.restarts == 1
 
 
+async def killed(client: EngineClient) -> None:
+    """End the engine, and wait until the client has noticed."""
+    client._connection.process.kill()
+    while client.state == "ready":
+        await asyncio.sleep(0.01)
+
+
+async def test_a_start_that_fails_is_tried_again(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spawn, attempts = client.spawn, []
+
+    def fail_twice() -> None:
+        attempts.append(client.healthy)
+        if len(attempts) <= 2:
+            raise OSError("no more processes")
+        spawn()
+
+    monkeypatch.setattr(client, "spawn", fail_twice)
+    await killed(client)
+    while client.state != "ready":
+        await asyncio.sleep(0.05)
+    assert attempts == [True, True, True]  # still healthy
+    assert "no more processes" in caplog.text
+    assert len(await collect(client, make("afterwards"))) == 8
+
+
+async def test_an_engine_that_never_comes_back_is_not_healthy(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leoserve.engine.client.LONGEST_BACKOFF", 0.01)
+    monkeypatch.setattr(client, "spawn", lambda: (_ for _ in ()).throw(OSError("no more processes")))
+    await killed(client)
+    while client.healthy:
+        await asyncio.sleep(0.01)
+    assert client.restarts >= 5
+
+
+async def test_the_server_can_stop_and_requests_can_end_while_the_engine_is_away(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "spawn", lambda: (_ for _ in ()).throw(OSError("no more processes")))
+    stream = client.generate(make("running", max_tokens=900))
+    await anext(stream)
+    await killed(client)
+    client.abort("running")
+    await stream.aclose()
+    assert await client.drain(0.0)
+    await client.stop()
+
+
+async def test_a_request_to_an_engine_that_has_just_died_is_an_error_and_does_not_block(client: EngineClient) -> None:
+    connection = client._connection
+    connection.process.kill()
+    connection.process.wait()
+    while connection.send(Abort(request_id="probe")):  # until the socket has noticed; the event loop has not
+        time.sleep(0.001)
+    with pytest.raises(EngineDied):
+        await collect(client, make("too-late"))
+    client.abort("unknown")
+
+
 async def test_draining_lets_what_runs_finish_and_admits_nothing(client: EngineClient) -> None:
     running = asyncio.create_task(collect(client, make("running", max_tokens=50)))
     while client.in_flight == 0:
@@ -214,12 +276,16 @@ async def test_health_is_about_progress(checkpoint: Path) -> None:
     await client.start()
     await client.wait_ready()
     os.kill(client._connection.process.pid, 19)  # SIGSTOP: alive, and doing nothing
-    waiting = asyncio.create_task(collect(client, make("stuck")))
-    while client.in_flight == 0:
-        await asyncio.sleep(0)
-    await asyncio.sleep(0.01)
-    assert not client.healthy
+    for number in range(3):  # each client gives up before the next one comes
+        waiting = asyncio.create_task(collect(client, make(f"stuck{number}")))
+        while client.in_flight == 0:
+            await asyncio.sleep(0)
+        assert not client.healthy
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert not client.healthy
     os.kill(client._connection.process.pid, 18)
-    assert len(await waiting) == 8
+    assert len(await collect(client, make("moves"))) == 8
+    await until_idle(client)
     assert client.healthy
     await client.stop()

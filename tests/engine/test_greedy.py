@@ -123,6 +123,25 @@ def test_greedy_tokens_are_the_same_after_preemptions(checkpoint):
     assert engine.loop.scheduler.stats.preemptions > 10
 
 
+@pytest.mark.parametrize("broken", [0, 4, 19])
+def test_a_step_that_fails_once_changes_no_token(checkpoint, broken):
+    engine = Engine(checkpoint, num_kv_blocks=200)
+    model, calls = engine.loop.runner.model, []
+    forward = model.forward
+
+    def fail_once(*inputs):
+        hidden = forward(*inputs)
+        calls.append(len(inputs[0]))
+        if len(calls) == broken + 1:
+            raise RuntimeError("out of memory")
+        return hidden
+
+    model.forward = fail_once
+    answers = engine.answer(prompts()[:4], max_tokens=30)
+    for prompt, answer in zip(prompts(), answers, strict=False):
+        assert answer == greedy(checkpoint, prompt, answer)
+
+
 def test_choices_that_share_a_prompt_say_what_a_lone_one_says(checkpoint):
     engine = Engine(checkpoint)
     engine.answer(prompts()[:4], n=3, max_tokens=40)

@@ -1,6 +1,7 @@
 """Scheduler and cache through long random histories: what must hold after every step, and how it all ends."""
 
 import itertools
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
@@ -111,11 +112,11 @@ def expected_answer(prompt, max_tokens, stop=()):
 class Histories(RuleBasedStateMachine):
     """Arrivals, cancellations, finishes and preemptions on tiny pools."""
 
-    prefix_caching = True
+    options: ClassVar[dict] = {}
 
     def __init__(self):
         super().__init__()
-        self.driver = Driver(make_scheduler(prefix_caching=self.prefix_caching))
+        self.driver = Driver(make_scheduler(**self.options))
         self.names = itertools.count()
         self.requests = {}
         self.aborted = set()
@@ -160,6 +161,10 @@ class Histories(RuleBasedStateMachine):
             if head is not None and head.status.value == "running":  # the first in order always moves
                 assert (len(head.tokens), head.num_computed) > before
 
+    @rule()
+    def break_the_next_step(self):
+        self.driver.oracle.fail_once_after_writing = True
+
     @invariant()
     def everything_adds_up(self):
         scheduler = self.driver.scheduler
@@ -186,12 +191,20 @@ class Histories(RuleBasedStateMachine):
 
 
 class HistoriesWithoutPrefixCache(Histories):
-    prefix_caching = False
+    options: ClassVar[dict] = {"prefix_caching": False}
+
+
+class HistoriesOfManySmallSteps(Histories):
+    """More slots than blocks can feed, and a budget of one token each."""
+
+    options: ClassVar[dict] = {"num_blocks": 16, "block_size": 2, "max_sequences": 7, "budget": 7}
 
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
 TestHistoriesWithoutPrefixCache = HistoriesWithoutPrefixCache.TestCase
+TestHistoriesOfManySmallSteps = HistoriesOfManySmallSteps.TestCase
+TestHistoriesOfManySmallSteps.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestHistoriesWithoutPrefixCache.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 
 
@@ -256,6 +269,19 @@ def test_out_of_blocks_the_youngest_of_the_lowest_priority_goes():
     driver.run()
     assert driver.sent["low", 0] == expected_answer([1, 1, 1, 1], 12)
     assert set(driver.reasons.values()) == {"length"}
+
+
+def test_a_step_that_fails_once_changes_no_answer():
+    for broken in range(12):
+        driver = Driver(make_scheduler(num_blocks=16))
+        for number in range(3):
+            driver.submit(f"r{number}", [number] * 6, max_tokens=8)
+        for _ in range(broken):
+            driver.loop.step()
+        driver.oracle.fail_once_after_writing = True
+        driver.run()
+        for number in range(3):
+            assert driver.sent[f"r{number}", 0] == expected_answer([number] * 6, 8)
 
 
 def test_who_comes_first_starts_first_and_priority_goes_before():

@@ -29,7 +29,7 @@ def hash_block(parent: BlockHash, tokens: Sequence[int]) -> BlockHash:
 
 def hash_salt(salt: str) -> BlockHash:
     """The parent of a salt's first blocks."""
-    return blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16, person=b"salt").digest()
 
 
 class BlockPool:
@@ -105,11 +105,6 @@ class BlockPool:
                 break
             found.append(block)
         return found
-
-    def forget_all(self) -> None:
-        """Empty the prefix index. Referenced blocks keep their references."""
-        for block in list(self._block_of.values()):
-            self._forget(block)
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Raise RuntimeError unless the counts agree with `tables`, the block tables of all sequences.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -27,6 +28,7 @@ log = logging.getLogger("leoserve.engine")
 State = Literal["loading", "ready", "restarting", "draining", "failed"]
 LONGEST_BACKOFF = 30.0  # seconds between two attempts to restart an engine that does not come up
 STABLE_AFTER = 60.0  # seconds of serving after which a death counts as the first one again
+HOPELESS_AFTER = 5  # starts in a row that failed: from then on the server is not healthy
 
 
 class EngineError(Exception):
@@ -80,15 +82,16 @@ class EngineClient:
         self.stats = EngineStats()
         self.failure: str | None = None
         self.restarts = 0
-        self.last_progress = time.monotonic()
         self.on_step: Callable[[EngineStats], None] | None = None  # told of every step
         self._streams: dict[str, _Stream] = {}
         self._connection: Connection | None = None
         self._restart: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()  # set, and replaced, at every change of state
         self._stopping = False
-        self._ready_at = 0.0
+        self._ready_at: float | None = None  # of the engine that runs now
+        self._failed_starts = 0
         self._backoff = 0.0
+        self._unanswered: tuple[str, float] | None = None  # a request, and since when no step has finished for it
 
     @property
     def in_flight(self) -> int:
@@ -97,14 +100,14 @@ class EngineClient:
 
     @property
     def healthy(self) -> bool:
-        """False when work waits and no step has finished for `stall_timeout` seconds, or the engine cannot start."""
-        if self.state == "failed":
+        """False when work has waited for `stall_timeout` seconds without a step, or the engine cannot start."""
+        if self.state == "failed" or self._failed_starts >= HOPELESS_AFTER:
             return False
-        stalled = time.monotonic() - self.last_progress > self.stall_timeout
-        return not (stalled and self._streams)
+        return self._unanswered is None or time.monotonic() - self._unanswered[1] < self.stall_timeout
 
     def spawn(self) -> None:
         """Start the engine's process. Needs no event loop, so that it can load while the API process still imports."""
+        self.failure = None
         self._connection = Connection(self.config)
 
     async def start(self) -> None:
@@ -153,10 +156,10 @@ class EngineClient:
         if request.request_id in self._streams:
             raise ValueError(f"request id {request.request_id!r} is in use")
         stream = self._streams[request.request_id] = _Stream(request.params.n)
-        if len(self._streams) == 1:
-            self.last_progress = time.monotonic()  # idle until now: the clock of a stall starts here
         try:
-            self._connection.send(request)
+            if not self._connection.send(request):
+                raise EngineDied("the engine is gone")
+            self._unanswered = self._unanswered or (request.request_id, time.monotonic())
             while stream.open:
                 item = await stream.queue.get()
                 if isinstance(item, EngineError):
@@ -169,20 +172,32 @@ class EngineClient:
                 yield item
         finally:
             self._streams.pop(request.request_id, None)
-            if stream.open and self._connection is not None:
-                self._connection.send(Abort(request_id=request.request_id))
+            if stream.open:  # the clock of a stall runs on: the engine has yet to take note
+                self._send_abort(Abort(request_id=request.request_id))
+            else:
+                self._answered(request.request_id)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one choice of it: `generate` yields no more of it."""
         stream = self._streams.get(request_id)
-        if stream is None or self._connection is None:
+        if stream is None:
             return
         if index is None:
             stream.open.clear()
         else:
             stream.open.discard(index)
         stream.queue.put_nowait(None)
-        self._connection.send(Abort(request_id=request_id, index=index))
+        self._send_abort(Abort(request_id=request_id, index=index))
+
+    def _answered(self, request_id: str) -> None:
+        """This request waits for no step any more; whether another does, the clock of a stall has to say."""
+        if self._unanswered is not None and self._unanswered[0] == request_id:
+            other = next((name for name in self._streams if name != request_id), None)
+            self._unanswered = None if other is None else (other, self._unanswered[1])
+
+    def _send_abort(self, abort: Abort) -> None:
+        if self._connection is not None:
+            self._connection.send(abort)  # an engine that is gone works on nothing
 
     def _listen(self) -> None:
         connection = self._connection
@@ -194,8 +209,8 @@ class EngineClient:
         watcher.start()
 
     def _take(self, message: FromEngine) -> None:
-        self.last_progress = time.monotonic()
         if isinstance(message, StepOutputs):
+            self._unanswered = (next(iter(self._streams)), time.monotonic()) if self._streams else None
             stepped, self.stats = message.stats.steps != self.stats.steps, message.stats
             if stepped and self.on_step is not None:
                 self.on_step(message.stats)
@@ -204,12 +219,14 @@ class EngineClient:
                 if stream is not None:
                     stream.queue.put_nowait(output)
         elif isinstance(message, Refused):
+            self._answered(message.request_id)
             stream = self._streams.get(message.request_id)
             if stream is not None:
                 stream.queue.put_nowait(EngineRefused(message.kind, message.message))
         elif isinstance(message, Ready):
             self.ready = message
             self._ready_at = time.monotonic()
+            self._failed_starts = 0
             if self.state != "draining":
                 self._enter("ready")
         else:
@@ -218,33 +235,43 @@ class EngineClient:
     def _watch(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: wait for the process to end, and tell the event loop."""
         code = connection.wait()
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended meanwhile
             loop.call_soon_threadsafe(self._ended, connection, code)
 
     def _ended(self, connection: Connection, code: int) -> None:
         if self._stopping or connection is not self._connection:
             return
         connection.drain(self._take)  # its last words
+        self._connection = None
+        connection.hang_up()
+        served, self._ready_at = self._ready_at, None
+        self.failure = self.failure or f"the engine ended with code {code}{_why(code)}"
         if self.ready is None:
-            self.failure = self.failure or f"the engine ended with code {code} while it was starting{_why(code)}"
             self._enter("failed")
             return
-        log.error("the engine ended with code %d%s; restarting it", code, _why(code))
-        self._fail_streams(f"the engine ended with code {code} and is being restarted")
+        self._fail_streams(f"{self.failure} and is being restarted")
+        self._unanswered = None
+        if served is None:
+            self._failed_starts += 1
+        elif time.monotonic() - served > STABLE_AFTER:
+            self._backoff = 0.0
+        log.error("%s; restarting it in %g s", self.failure, self._backoff)
         if self.state != "draining":
             self._enter("restarting")
-            self._restart = asyncio.get_running_loop().create_task(self._respawn(connection))
+            self._restart = asyncio.get_running_loop().create_task(self._respawn())
 
-    async def _respawn(self, dead: Connection) -> None:
-        dead.hang_up()
-        if time.monotonic() - self._ready_at > STABLE_AFTER:
-            self._backoff = 0.0
-        await asyncio.sleep(self._backoff)
-        self._backoff = min(LONGEST_BACKOFF, 2 * self._backoff + 0.5)
-        self.restarts += 1
-        self.stats = EngineStats()
-        self.last_progress = time.monotonic()
-        self.spawn()
+    async def _respawn(self) -> None:
+        """Try until a process is there. Whether it comes to serve is another matter: `_ended` sees to it."""
+        while self._connection is None:
+            await asyncio.sleep(self._backoff)
+            self._backoff = min(LONGEST_BACKOFF, 2 * self._backoff + 0.5)
+            self.restarts += 1
+            self.stats = EngineStats()
+            try:
+                self.spawn()
+            except OSError as error:
+                self._failed_starts += 1
+                log.error("the engine cannot be started: %s; trying again in %g s", error, self._backoff)
         self._listen()
 
     def _fail_streams(self, message: str) -> None:

@@ -36,28 +36,28 @@ class Connection:
     """Starts an engine process on construction. `listen` needs an event loop; nothing else does."""
 
     def __init__(self, config: EngineConfig) -> None:
+        """Raises OSError when no process or folder can be made; nothing is left behind then."""
         self._folder = _socket_folder()
         self._context = zmq.Context()
-        self._requests = self._bind(zmq.PUSH, "requests")
-        self._results = self._bind(zmq.PULL, "results")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "leoserve.engine.process"],
-            stdin=subprocess.PIPE,
-            env=_engine_environment(),
-            start_new_session=True,  # the terminal's Ctrl-C is the server's to handle
-        )
-        launch = Launch(config, f"ipc://{self._folder}/requests", f"ipc://{self._folder}/results")
-        if self.process.stdin is None:
-            raise RuntimeError("the engine has no standard input")
-        self.process.stdin.write(msgspec.json.encode(launch) + b"\n")
-        self.process.stdin.flush()
+        try:
+            self._requests = self._bind(zmq.PUSH, "requests")
+            self._results = self._bind(zmq.PULL, "results")
+            self.process = self._launch(config)
+        except BaseException:  # a signal's SystemExit too
+            self._context.destroy(linger=0)
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
 
-    def send(self, message: ToEngine) -> None:
-        """Never blocks: the socket's queue is unbounded, what may wait is bounded by admission."""
-        self._requests.send(self._encoder.encode(message))
+    def send(self, message: ToEngine) -> bool:
+        """Never blocks: what may wait is bounded by admission. False when the engine is gone."""
+        try:
+            self._requests.send(self._encoder.encode(message), zmq.NOBLOCK)
+        except zmq.Again:  # a socket without a peer would block
+            return False
+        return True
 
     def listen(self, loop: asyncio.AbstractEventLoop, take: Callable[[FromEngine], None]) -> None:
         """Call `take` in the event loop with each message of the engine, from now until `hang_up`."""
@@ -82,9 +82,7 @@ class Connection:
         """Close the sockets and remove them. Belongs to the event loop that listens, if one does."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._results.fileno())
-        self._requests.close(linger=0)
-        self._results.close(linger=0)
-        self._context.term()
+        self._context.destroy(linger=0)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def end(self, grace: float = 5.0) -> None:
@@ -96,6 +94,20 @@ class Connection:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def _launch(self, config: EngineConfig) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "leoserve.engine.process"],
+            stdin=subprocess.PIPE,
+            env=_engine_environment(),
+            start_new_session=True,  # the terminal's Ctrl-C is the server's to handle
+        )
+        launch = Launch(config, f"ipc://{self._folder}/requests", f"ipc://{self._folder}/results")
+        if process.stdin is None:
+            raise RuntimeError("the engine has no standard input")
+        process.stdin.write(msgspec.json.encode(launch) + b"\n")
+        process.stdin.flush()
+        return process
 
     def _bind(self, kind: int, name: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from leoserve.engine.request import Abort, Refused, Request, StepOutputs, ToEngine
 from leoserve.engine.scheduler import Scheduler
@@ -31,7 +31,6 @@ class EngineLoop:
         self._send = send
         self._inbox: deque[ToEngine] = deque()
         self._arrived = threading.Condition()
-        self._stopping = False
 
     def submit(self, message: ToEngine) -> None:
         """Hand over an admitted request, or an abort. Wakes the loop if it is idle."""
@@ -39,24 +38,18 @@ class EngineLoop:
             self._inbox.append(message)
             self._arrived.notify()
 
-    def stop(self) -> None:
-        """Let `run` return after the step in flight."""
-        with self._arrived:
-            self._stopping = True
-            self._arrived.notify()
-
-    def run(self) -> None:
-        """Until `stop`: steps while there is work, asleep while there is none."""
-        while not self._stopping:
+    def run(self) -> NoReturn:
+        """Steps while there is work, asleep while there is none."""
+        while True:
             self.receive(wait=not self.scheduler.has_work)
             if not self.step():
                 self._send(StepOutputs([], self.scheduler.snapshot()))  # an abort may have emptied the queues
 
     def receive(self, *, wait: bool = False) -> None:
-        """Take in what has arrived; with `wait`, at least one message (or `stop`)."""
+        """Take in what has arrived; with `wait`, at least one message."""
         with self._arrived:
             if wait:
-                self._arrived.wait_for(lambda: self._inbox or self._stopping)
+                self._arrived.wait_for(lambda: self._inbox)
             messages, self._inbox = self._inbox, deque()
         for message in messages:
             if isinstance(message, Abort):
@@ -86,7 +79,8 @@ class EngineLoop:
     def _run(self, step: Step) -> list[RowResult]:
         """Run a step; if it fails as a whole, row by row, so that only the rows at fault lose their sequences.
 
-        Rows can be computed again: keys and values are written to the same places, and nothing was sampled.
+        Rows can be computed again: keys and values are written to the same places, and a sampler that fails has taken
+        note of nothing.
         """
         try:
             return self.runner.run(step)

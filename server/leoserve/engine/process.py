@@ -94,12 +94,14 @@ def leave_with(stdin: IO[bytes], launch: Launch) -> NoReturn:
 
 def leave(code: int) -> NoReturn:
     """End at once: an orderly exit would wait for threads that hold sockets and for torch's pools."""
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 def main() -> int:
-    """Exit code 2 when the engine cannot start; the reason went to the API process."""
+    """Serves until the process ends. Returns 2 when the engine cannot start; the reason went to the API process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stdin = sys.stdin.buffer
     launch = msgspec.json.decode(stdin.readline(), type=Launch)
@@ -115,7 +117,6 @@ def main() -> int:
     threading.Thread(target=receive_requests, args=(line, loop), name="requests", daemon=True).start()
     line.send(ready)
     loop.run()
-    return 0
 
 
 if __name__ == "__main__":

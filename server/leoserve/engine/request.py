@@ -10,11 +10,12 @@ from typing import Literal
 
 import msgspec
 
-from leoserve.model.step import SamplingParams, TokenLogprobs
+from leoserve.model.step import ErrorKind, SamplingParams, TokenLogprobs
 
 __all__ = [
     "Abort",
     "EngineStats",
+    "ErrorKind",
     "Failed",
     "FinishReason",
     "FromEngine",
@@ -61,6 +62,7 @@ class TokenOutput(msgspec.Struct, array_like=True, gc=False):
     num_cached_tokens: int = 0  # prompt tokens that the prefix cache had, repeated in every output
     scheduled_at: float = 0.0  # when the choice first got a place in a step
     error: str | None = None  # with finish_reason "error"
+    error_kind: ErrorKind = "internal"  # "invalid": the request's own parameters leave nothing to answer
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # in the first output of choice 0, when asked for
 
 

@@ -237,6 +237,7 @@ class Scheduler:
             slot=sequence.slot,
             start=start,
             tokens=sequence.tokens[start:end],
+            first_new_block=sequence.num_uploaded,
             new_blocks=sequence.blocks[sequence.num_uploaded :],
             samples=end == len(sequence.tokens) and params.max_tokens > 0,
         )
@@ -256,7 +257,7 @@ class Scheduler:
         self.stats.prompt_tokens += max(0, min(sequence.num_computed, sequence.num_prompt) - before)
         if result.error is not None:
             self._end(sequence)
-            return self._output(sequence, row, [], None, "error", error=result.error)
+            return self._output(sequence, row, [], None, "error", failed=result)
         if self.limits.prefix_caching:
             self._index_full_blocks(sequence)
         if result.prompt_logprobs is not None:
@@ -283,10 +284,10 @@ class Scheduler:
         logprobs: TokenLogprobs | None,
         reason: FinishReason | None,
         *,
-        error: str | None = None,
+        failed: RowResult | None = None,
     ) -> TokenOutput:
         prompt_logprobs: list[TokenLogprobs | None] | None = None
-        if row.targets is not None and not error:
+        if row.targets is not None and failed is None:
             prompt_logprobs = [None, *sequence.prompt_logprobs]  # nothing precedes the first token
         return TokenOutput(
             sequence.request.request_id,
@@ -297,7 +298,8 @@ class Scheduler:
             stop_token=tokens[-1] if reason == "stop" else None,
             num_cached_tokens=min(sequence.num_cached, sequence.num_prompt),
             scheduled_at=sequence.scheduled_at or 0.0,
-            error=error,
+            error=failed.error if failed else None,
+            error_kind=failed.error_kind if failed else "internal",
             prompt_logprobs=prompt_logprobs,
         )
 

@@ -141,9 +141,9 @@ def warm_up(runner: Runner, length: int) -> None:
     tokens = [0] * max(1, length - 1)
     blocks = list(range(-(-length // runner.tables.block_size)))
     new = Admitted(params, 0, tokens, [])
-    runner.run(Step([Row(slot=0, start=0, tokens=tokens, new_blocks=blocks, samples=True, admitted=new)]))
+    runner.run(Step([Row(0, 0, tokens, first_new_block=0, new_blocks=blocks, samples=True, admitted=new)]))
     if length > 1:
-        runner.run(Step([Row(slot=0, start=length - 1, tokens=[0], new_blocks=[], samples=True)]))
+        runner.run(Step([Row(0, length - 1, [0], first_new_block=0, new_blocks=[], samples=True)]))
 
 
 def _scheduler(

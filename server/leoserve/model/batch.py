@@ -21,14 +21,10 @@ class BlockTables:
     def __init__(self, *, slots: int, blocks_per_sequence: int, block_size: int) -> None:
         self.block_size = block_size
         self._tables: Int32 = np.zeros((slots, blocks_per_sequence), dtype=np.int32)
-        self._lengths = [0] * slots
 
     def update(self, row: Row) -> None:
-        """Append a row's new blocks to its slot's table; a newly admitted sequence starts an empty one."""
-        begin = 0 if row.admitted is not None else self._lengths[row.slot]
-        end = begin + len(row.new_blocks)
-        self._tables[row.slot, begin:end] = row.new_blocks
-        self._lengths[row.slot] = end
+        """Put a row's new blocks into its slot's table. Doing so again changes nothing."""
+        self._tables[row.slot, row.first_new_block : row.first_new_block + len(row.new_blocks)] = row.new_blocks
 
     def of(self, slots: list[int], longest: int) -> Int32:
         """[len(slots), blocks for `longest` positions]: the tables of these slots."""

@@ -115,12 +115,10 @@ def _default_budget(device: torch.device, utilization: float, one_sequence: int)
 
 
 def _too_small(blocks: int, size: int, block_size: int, per_sequence: int, available: int) -> str:
-    needed = per_sequence * size
-    fits = max(blocks, 0) * block_size
+    shorter = f"--max-model-len {blocks * block_size} fits, or " if blocks > 0 else ""
     return (
-        f"one sequence of {per_sequence * block_size} tokens needs {_gib(needed)} of key-value cache and it gets "
-        f"{_gib(max(blocks, 0) * size)} ({_gib(available)} available): --max-model-len {fits} fits, or give it more "
-        f"by --kv-cache-memory"
+        f"one sequence of {per_sequence * block_size} tokens needs {_gib(per_sequence * size)} of key-value cache and it "
+        f"gets {_gib(max(blocks, 0) * size)} ({_gib(available)} available): {shorter}give it more by --kv-cache-memory"
     )
 
 

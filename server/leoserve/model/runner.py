@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
-from leoserve.model.batch import Batch, BlockTables, build_batch
+from leoserve.model.batch import BlockTables, build_batch
 from leoserve.model.llama import Llama
-from leoserve.model.sampler import Sampler
+from leoserve.model.sampler import NOTHING_LEFT, Sampler
 from leoserve.model.step import Row, RowResult, Step, TokenLogprobs
 
 LOGITS_PER_PASS = 64  # rows of logits that a scored prompt holds at a time
@@ -41,8 +42,8 @@ class Runner:
         batch = build_batch(step, self.tables, self.device)
         hidden = self.model.forward(batch.tokens, batch.positions, self.key_value, batch.metadata)
         results = [RowResult() for _ in step.rows]
-        self._score_prompts(step, batch, hidden, results)
-        self._sample(step, batch, hidden, results)
+        self._score_prompts(step, hidden, results)
+        self._sample(step, hidden, results)
         return results
 
     def _prepare_slots(self, step: Step) -> None:
@@ -53,19 +54,20 @@ class Runner:
                 keys[targets] = keys[sources]
                 values[targets] = values[sources]
         for row in step.rows:
-            if row.new_blocks or row.admitted is not None:
+            if row.new_blocks:
                 self.tables.update(row)
             if row.admitted is not None:
                 new = row.admitted
                 self.sampler.set_slot(row.slot, new.params, new.index, new.prompt, new.generated)
 
-    def _sample(self, step: Step, batch: Batch, hidden: torch.Tensor, results: list[RowResult]) -> None:
+    def _sample(self, step: Step, hidden: torch.Tensor, results: list[RowResult]) -> None:
         """The next token of every row that wants one, from the logits of its last token."""
         wanted = [number for number, row in enumerate(step.rows) if row.samples]
         if not wanted:
             return
-        last = batch.metadata.query_start[1:].long() - 1
-        logits = self.model.logits(hidden[last[wanted]])
+        ends = list(accumulate(len(row.tokens) for row in step.rows))
+        last = torch.tensor([ends[number] - 1 for number in wanted], device=self.device)
+        logits = self.model.logits(hidden[last])
         rows = [step.rows[number] for number in wanted]
         positions = [row.start + len(row.tokens) for row in rows]
         sampled = self.sampler.sample(logits, [row.slot for row in rows], positions)
@@ -73,13 +75,15 @@ class Runner:
             results[number].token = sampled.token_ids[place]
             results[number].logprobs = sampled.logprobs[place]
             results[number].error = sampled.failed[place]
+            results[number].error_kind = "invalid" if sampled.failed[place] == NOTHING_LEFT else "internal"
 
-    def _score_prompts(self, step: Step, batch: Batch, hidden: torch.Tensor, results: list[RowResult]) -> None:
+    def _score_prompts(self, step: Step, hidden: torch.Tensor, results: list[RowResult]) -> None:
         """Log-probabilities of prompt tokens, for the rows that want them."""
-        starts = batch.metadata.query_start.tolist()
-        for number, row in enumerate(step.rows):
+        start = 0
+        for row, result in zip(step.rows, results, strict=True):
             if row.targets is not None:
-                results[number].prompt_logprobs = self._score(row, hidden[starts[number] :], row.targets)
+                result.prompt_logprobs = self._score(row, hidden[start:], row.targets)
+            start += len(row.tokens)
 
     def _score(self, row: Row, hidden: torch.Tensor, targets: Sequence[int]) -> list[TokenLogprobs]:
         scored: list[TokenLogprobs] = []

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
+
+ErrorKind = Literal["invalid", "internal"]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -57,13 +60,15 @@ class Row:
     """One sequence's part of a step: tokens to compute and where their keys and values go.
 
     The keys and values of token `i` of `tokens` belong to position `start + i`, in block
-    `table[(start + i) // block_size]`, where `table` is the slot's block table after `new_blocks` were put into it.
+    `table[(start + i) // block_size]`, where `table` is the slot's block table once `new_blocks` stand in it from
+    `first_new_block` on. Nothing in a row depends on how often it was tried: a step that failed can be run again.
     """
 
     slot: int
     start: int
     tokens: list[int]
-    new_blocks: list[int]  # appended to the slot's table; the whole table when `admitted` is set
+    first_new_block: int  # 0 when `admitted` is set
+    new_blocks: list[int]
     samples: bool  # the last token's logits are sampled
     admitted: Admitted | None = None
     targets: list[int] | None = None  # prompt tokens whose log-probabilities are wanted: those after each of `tokens`
@@ -83,9 +88,10 @@ class Step:
 
 @dataclass(slots=True)
 class RowResult:
-    """What one row brought. `error` fails its sequence, and no other."""
+    """What one row brought. `error` fails its sequence, and no other; `error_kind` says whose fault it is."""
 
     token: int | None = None
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
+    error_kind: ErrorKind = "internal"
