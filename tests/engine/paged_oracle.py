@@ -87,14 +87,12 @@ class PagedOracle:
             self.cells[table[position // self.block_size]][position % self.block_size] = cell
 
     def _attend(self, row) -> None:
-        """After all rows wrote, as attention reads: every key from the first to the row's last must be the right one."""
+        """After all rows wrote, as attention reads: every key up to the row's last must be the right one."""
         table, tokens = self.tables[row.slot], self.tokens[row.slot]
         cell = b""
         for position in range(row.start + len(row.tokens)):
             cell = extend(cell, tokens[position])
-            assert self._cell(table, position) == cell, (
-                f"the key at position {position} is another sequence's, or stale"
-            )
+            assert self._cell(table, position) == cell, f"the key at position {position} is wrong"
 
     def _sample(self, row) -> int:
         last = self._cell(self.tables[row.slot], row.start + len(row.tokens) - 1)

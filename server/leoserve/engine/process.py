@@ -100,8 +100,8 @@ def leave(code: int) -> NoReturn:
         os._exit(code)
 
 
-def main() -> int:
-    """Serves until the process ends. Returns 2 when the engine cannot start; the reason went to the API process."""
+def main() -> NoReturn:
+    """Serve until the process ends. Exit code 2 when the engine cannot start: the reason goes to the API process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stdin = sys.stdin.buffer
     launch = msgspec.json.decode(stdin.readline(), type=Launch)
@@ -113,7 +113,7 @@ def main() -> int:
     except CannotStart as error:
         line.send(Failed(str(error)))
         line.close()
-        return CANNOT_START
+        leave(CANNOT_START)
     threading.Thread(target=receive_requests, args=(line, loop), name="requests", daemon=True).start()
     line.send(ready)
     loop.run()
@@ -121,8 +121,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     try:
-        status = main()
+        main()
     except BaseException:
         log.exception("the engine failed")
-        status = CRASHED
-    leave(status)
+        leave(CRASHED)

@@ -117,8 +117,9 @@ def _default_budget(device: torch.device, utilization: float, one_sequence: int)
 def _too_small(blocks: int, size: int, block_size: int, per_sequence: int, available: int) -> str:
     shorter = f"--max-model-len {blocks * block_size} fits, or " if blocks > 0 else ""
     return (
-        f"one sequence of {per_sequence * block_size} tokens needs {_gib(per_sequence * size)} of key-value cache and it "
-        f"gets {_gib(max(blocks, 0) * size)} ({_gib(available)} available): {shorter}give it more by --kv-cache-memory"
+        f"one sequence of {per_sequence * block_size} tokens needs {_gib(per_sequence * size)} of key-value cache and "
+        f"it gets {_gib(max(blocks, 0) * size)} ({_gib(available)} available): {shorter}give it "
+        f"more by --kv-cache-memory"
     )
 
 
