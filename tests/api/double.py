@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from leoserve.engine.client import EngineRefused, EngineUnavailable, State
-from leoserve.engine.request import EngineStats, FinishReason, Ready, Request, TokenLogprobs, TokenOutput
+from leoserve.engine.request import EngineStats, ErrorKind, FinishReason, Ready, Request, TokenLogprobs, TokenOutput
 from leoserve.text.tokenizer import Tokenizer
 
 Answer = Callable[[Request, int], Sequence[int]]
@@ -40,12 +40,15 @@ class EngineDouble:
     )
     stats: EngineStats = field(default_factory=EngineStats)
     healthy: bool = True
+    in_flight: int = 0
     cached: int = 0
     pause_after: int | None = None
     failure: Exception | None = None
     refusal: EngineRefused | None = None
     accept: int = 0
     error: str | None = None
+    error_kind: ErrorKind = "internal"
+    error_after: int = 0  # steps
     requests: list[Request] = field(default_factory=list)
     aborts: list[tuple[str, int | None]] = field(default_factory=list)
     running: int = 0
@@ -104,7 +107,8 @@ class EngineDouble:
             finish, stop_token = "stop", token
         elif step + 1 >= params.max_tokens:
             finish = "length"
-        if self.error is not None:
+        failed = self.error is not None and step >= self.error_after
+        if failed:
             finish = "error"
         scores = None
         if params.prompt_logprobs is not None and index == 0 and step == 0:
@@ -118,7 +122,8 @@ class EngineDouble:
             stop_token=stop_token,
             num_cached_tokens=self.cached,
             scheduled_at=time.monotonic(),
-            error=self.error,
+            error=self.error if failed else None,
+            error_kind=self.error_kind,
             prompt_logprobs=scores,
         )
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from typing import Any
 
 import pytest
 
+from leoserve.api import completions
+from leoserve.api.errors import ClientGone
+from leoserve.api.record import Record
 from leoserve.engine.request import Request
 from leoserve.text.tokenizer import Tokenizer
 
@@ -191,3 +196,61 @@ async def test_control_tokens_in_token_prompts_are_taken_as_they_are(server: Run
     ids = [tokenizer.token_id("<|im_start|>"), 300]
     await server.complete(prompt=ids)
     assert server.engine.requests[0].prompt == ids
+
+
+async def test_bad_words_are_tokenized_once_however_many_prompts(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = server.context.tokenizer
+    encode, words = tokenizer.encode_bad_word, []
+
+    def counting(word: str) -> list[list[int]]:
+        words.append(word)
+        return encode(word)
+
+    monkeypatch.setattr(tokenizer, "encode_bad_word", counting)
+    body: dict[str, Any] = {"prompt": ["Hallo"] * 50, "bad_words": ["Köln", "Straße"]}
+    assert (await server.complete(**body)).status_code == 200
+    assert words == ["Köln", "Straße"]
+    seeds = [request.params.seed for request in server.engine.requests]
+    assert len(set(seeds)) == 50
+    server.engine.requests.clear()
+    assert (await server.complete(**body, seed=5)).status_code == 200
+    assert {request.params.seed for request in server.engine.requests} == {5}
+
+
+async def test_no_further_prompt_is_tokenized_for_a_client_that_has_gone(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, encode = completions.prepare, server.context.tokenizer.encode
+    loop, begun, ended = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+    records: list[Record] = []
+    prompts: list[str] = []
+    outcomes: list[type[BaseException]] = []
+
+    def noting(context: Any, body: Any, record: Record, salt: str) -> Any:
+        records.append(record)
+        try:
+            return prepare(context, body, record, salt)
+        except BaseException as error:
+            outcomes.append(type(error))
+            raise
+        finally:
+            loop.call_soon_threadsafe(ended.set)
+
+    def slow(text: str, **options: Any) -> list[int]:
+        prompts.append(text)
+        loop.call_soon_threadsafe(begun.set)
+        deadline = time.monotonic() + 60
+        while not records[0].gone and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return encode(text, **options)
+
+    monkeypatch.setattr(completions, "prepare", noting)
+    monkeypatch.setattr(server.context.tokenizer, "encode", slow)
+    client = asyncio.create_task(server.complete(prompt=["Hallo"] * 5))
+    await begun.wait()
+    client.cancel()
+    await asyncio.wait_for(ended.wait(), 60)
+    assert (prompts, outcomes) == (["Hallo"], [ClientGone])
+    assert not server.engine.requests

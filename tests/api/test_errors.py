@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import httpx
@@ -76,6 +77,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"٣": 1}}, "logit_bias"),
     ({"logit_bias": {"5": 100.5}}, "logit_bias.5"),
     ({"bad_words": [""]}, "bad_words[0]"),
+    ({"bad_words": ["x" * 256] * 17}, "bad_words"),
+    ({"messages": [QUESTION] * 4097}, "messages"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 1025}]}, "messages[0].content"),
+    ({"logit_bias": {str(number): 1 for number in range(4097)}}, "logit_bias"),
+    ({"allowed_token_ids": [1] * 65_537}, "allowed_token_ids"),
+    ({"unheard_of": None}, "unheard_of"),
     ({"logprobs": 1}, "logprobs"),
     ({"top_logprobs": 2}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -329,6 +336,38 @@ async def test_the_unexpected_is_a_500_without_its_cause(
     assert (answer.status_code, error_of(answer)["code"]) == (500, "internal_error")
     assert "secret" not in answer.text
     assert "secret detail" in caplog.text
+
+
+CONTRADICTION = "allowed_token_ids, bad_words, min_tokens and logit_bias leave no token to choose"
+
+
+async def test_parameters_that_leave_no_token_are_the_clients_fault(server: Running) -> None:
+    server.engine.error, server.engine.error_kind = CONTRADICTION, "invalid"
+    for stream in (False, True):
+        answer = await server.chat(stream=stream)
+        assert (answer.status_code, error_of(answer)["type"]) == (400, "invalid_request_error")
+        assert CONTRADICTION in answer.json()["error"]["message"]
+    server.engine.error_after = 1
+    *_, event, done = await server.events()
+    assert (event["error"]["type"], done) == ("invalid_request_error", "[DONE]")
+    server.engine.error_kind = "internal"
+    assert (await server.chat()).status_code == 500
+
+
+async def test_a_large_body_is_parsed_off_the_event_loop(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    from leoserve.api.protocol import body
+
+    where = []
+    parse = body.parse
+
+    def noting(*args: Any) -> Any:
+        where.append(threading.current_thread() is threading.main_thread())
+        return parse(*args)
+
+    monkeypatch.setattr(body, "parse", noting)
+    for size, status in ((10, 200), (100_000, 200), (100_000, 400)):
+        assert (await server.chat(user="x" * size, **({} if status == 200 else {"n": 0}))).status_code == status
+    assert where == [True, False, False]
 
 
 async def test_unknown_fields_are_let_pass_with_a_warning_where_the_settings_say_so(start: Start) -> None:

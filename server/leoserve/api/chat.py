@@ -21,18 +21,19 @@ from leoserve.api.record import Record
 from leoserve.api.sampling import check_length, check_logprobs, check_size, context_length, sampling_params, truncated
 from leoserve.api.stream import Delta, TextOptions, Token
 from leoserve.engine.request import Request
-from leoserve.text.template import TemplateError
+from leoserve.text.template import RenderedPrompt, TemplateError
 
 
 async def create(request: HttpRequest) -> Response:
     """Answer a chat."""
     context = context_of(request)
     record = begin(request, "chat.completions")
-    body = await read_body(request, ChatRequest)
-    record.model = body.model
-    check_servable(context, body, body.n)
-    salt = cache_salt(request, body)
-    generation = await unless_gone(request, context.threads.run(prepare, context, body, record, salt))
+    with context.admission.place() as hold:
+        body = await read_body(request, ChatRequest, hold)
+        record.model = body.model
+        check_servable(context, body, body.n)
+        salt = cache_salt(request, body)
+        generation = await unless_gone(request, context.threads.run(prepare, context, body, record, salt))
     shape = ChatShape(body, generation)
     if body.stream:
         return await send_stream(request, generation, shape, body.stream_options)
@@ -40,11 +41,15 @@ async def create(request: HttpRequest) -> Response:
 
 
 def prepare(context: ServerContext, body: ChatRequest, record: Record, salt: str) -> Generation:
-    """Render, tokenize and check against the context's length. Raises ApiError. Runs in a thread."""
+    """Render, tokenize and check against the context's length. Raises ApiError, and ClientGone between two of these.
+    Runs in a thread."""
+    record.check_wanted()
     record.id = f"chatcmpl-{uuid.uuid4().hex}"
     limit = context_length(context)
     check_size(context, body, (message.text() for message in body.messages), "messages")
-    prompt = render(context, body)
+    rendered = render(context, body)
+    record.check_wanted()
+    prompt = context.tokenizer.encode_prompt(rendered)
     prompt = truncated(prompt, body, limit - (body.max_answer or 1), context.tokenizer.bos_id)
     max_tokens = check_length(len(prompt), body.max_answer, limit, "messages")
     params = sampling_params(
@@ -70,8 +75,8 @@ def prepare(context: ServerContext, body: ChatRequest, record: Record, salt: str
     return Generation(context, record, [request], options)
 
 
-def render(context: ServerContext, body: ChatRequest) -> list[int]:
-    """The tokens of the chat. Raises ApiError."""
+def render(context: ServerContext, body: ChatRequest) -> RenderedPrompt:
+    """The chat as the template writes it. Raises ApiError."""
     template = context.template
     for name in body.chat_template_kwargs:
         if name not in template.variables:
@@ -80,7 +85,7 @@ def render(context: ServerContext, body: ChatRequest) -> list[int]:
             raise bad_request(message, "chat_template_kwargs")
     add_prompt = body.add_generation_prompt
     try:
-        rendered = template.render(
+        return template.render(
             [message.for_template() for message in body.messages],
             add_generation_prompt=not body.continue_final_message if add_prompt is None else add_prompt,
             continue_final_message=body.continue_final_message,
@@ -88,7 +93,6 @@ def render(context: ServerContext, body: ChatRequest) -> list[int]:
         )
     except TemplateError as error:
         raise bad_request(f"The chat cannot be rendered: {error}", "messages") from None
-    return context.tokenizer.encode_prompt(rendered)
 
 
 class ChatShape:

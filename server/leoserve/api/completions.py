@@ -24,6 +24,7 @@ from leoserve.api.sampling import (
     check_size,
     check_tokens,
     context_length,
+    reseeded,
     sampling_params,
     truncated,
 )
@@ -35,13 +36,14 @@ async def create(request: HttpRequest) -> Response:
     """Continue one or many prompts."""
     context = context_of(request)
     record = begin(request, "completions")
-    body = await read_body(request, CompletionRequest)
-    record.model = body.model
-    check_servable(context, body, body.choices)
-    if len(body.prompts) * body.choices > max(MAX_PROMPTS, context.settings.max_choices):
-        raise bad_request(f"At most {MAX_PROMPTS} answers to one request: prompts times answers to each.", "prompt")
-    salt = cache_salt(request, body)
-    generation = await unless_gone(request, context.threads.run(prepare, context, body, record, salt))
+    with context.admission.place() as hold:
+        body = await read_body(request, CompletionRequest, hold)
+        record.model = body.model
+        check_servable(context, body, body.choices)
+        if len(body.prompts) * body.choices > max(MAX_PROMPTS, context.settings.max_choices):
+            raise bad_request(f"At most {MAX_PROMPTS} answers to one request: prompts times answers to each.", "prompt")
+        salt = cache_salt(request, body)
+        generation = await unless_gone(request, context.threads.run(prepare, context, body, record, salt))
     shape = CompletionShape(body, generation)
     if body.stream:
         return await send_stream(request, generation, shape, body.stream_options)
@@ -49,15 +51,18 @@ async def create(request: HttpRequest) -> Response:
 
 
 def prepare(context: ServerContext, body: CompletionRequest, record: Record, salt: str) -> Generation:
-    """Tokenize and check every prompt. Raises ApiError. Runs in a thread."""
+    """Tokenize and check every prompt. Raises ApiError, and ClientGone between two prompts. Runs in a thread."""
     record.id = f"cmpl-{uuid.uuid4().hex}"
+    shared = parameters(context, body)
     requests = []
     for number, prompt in enumerate(prompt_tokens(context, body)):
+        record.check_wanted()
+        params = shared if number == 0 or body.seed is not None else reseeded(context, shared)
         requests.append(
             Request(
                 request_id=f"{record.id}-{number}",
                 prompt=prompt,
-                params=parameters(context, body),
+                params=params,
                 arrival=record.arrival,
                 priority=body.priority,
                 salt=salt,
@@ -97,7 +102,10 @@ def prompt_tokens(context: ServerContext, body: CompletionRequest) -> Iterator[l
 
 
 def parameters(context: ServerContext, body: CompletionRequest) -> SamplingParams:
-    """`best_of` needs the log-probabilities of the answers it ranks, and an echo those of the prompt it tells."""
+    """Those of the first prompt; the others' differ at most in the seed.
+
+    `best_of` needs the log-probabilities of the answers it ranks, and an echo those of the prompt it tells.
+    """
     ranked = body.choices > body.n
     echoed = body.logprobs if body.echo else None
     wanted = [count for count in (echoed, body.prompt_logprobs) if count is not None]

@@ -11,6 +11,7 @@ from typing import Protocol, cast
 from fastapi import Request as HttpRequest
 
 import leoserve
+from leoserve.api.admission import Admission
 from leoserve.api.threads import TextThreads
 from leoserve.engine.client import State
 from leoserve.engine.request import EngineStats, Ready, Request, TokenOutput
@@ -31,6 +32,8 @@ class Engine(Protocol):
     def stats(self) -> EngineStats: ...
     @property
     def healthy(self) -> bool: ...
+    @property
+    def in_flight(self) -> int: ...
     def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]: ...
     def abort(self, request_id: str, index: int | None = None) -> None: ...
 
@@ -47,10 +50,12 @@ class ServerContext:
     created: int
     metrics: Metrics
     threads: TextThreads = field(default_factory=TextThreads)
+    admission: Admission = field(init=False)
     seeds: random.Random = field(init=False)
     longest_token: int = field(init=False)  # bytes
 
     def __post_init__(self) -> None:
+        self.admission = Admission(self.settings, self.engine)
         self.seeds = random.Random(self.settings.seed)
         self.longest_token = max(map(len, self.tokenizer.vocabulary.pieces))
         self.metrics.watch(self.model_ids[0], self.engine)

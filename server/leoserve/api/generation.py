@@ -11,7 +11,7 @@ from typing import TypeVar
 from fastapi import Request as HttpRequest
 
 from leoserve.api.context import Engine, ServerContext
-from leoserve.api.errors import ClientGone, internal_error, unavailable
+from leoserve.api.errors import ClientGone, bad_request, internal_error, unavailable
 from leoserve.api.record import Record
 from leoserve.api.stream import Choice, Delta, TextOptions
 from leoserve.engine.client import EngineRefused, EngineUnavailable
@@ -26,7 +26,7 @@ TURN = 64  # outputs after which a request with many waiting lets the others hav
 async def unless_gone(request: HttpRequest, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client goes away. Raises ClientGone then.
 
-    The body of `request` must have been read.
+    The body of `request` must have been read. Work in a thread learns of it from the request's record.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(disconnected(request))
@@ -36,6 +36,7 @@ async def unless_gone(request: HttpRequest, work: Awaitable[T]) -> T:
             raise ClientGone
         return task.result()
     finally:
+        request.state.record.gone = not task.done()
         for future in (task, gone):
             future.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
@@ -130,7 +131,10 @@ class Generation:
 
     def _take(self, number: int, request: Request, choice: Choice, output: TokenOutput) -> Delta:
         if output.finish_reason == "error":
-            raise internal_error(f"The model could not answer this request: {output.error or 'unknown error'}.")
+            text = output.error or "unknown error"
+            if output.error_kind == "invalid":
+                raise bad_request(f"This request cannot be answered: {text}.")
+            raise internal_error(f"The model could not answer this request: {text}.")
         if output.finish_reason == "abort":
             raise unavailable("draining", 5)
         if output.prompt_logprobs is not None:

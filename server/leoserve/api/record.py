@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from leoserve.api.errors import CLIENT_CLOSED
+from leoserve.api.errors import CLIENT_CLOSED, ClientGone
 from leoserve.api.stream import Choice
 from leoserve.engine.request import TokenOutput
 from leoserve.metrics import Finish, Metrics
@@ -31,11 +31,17 @@ class Record:
     scheduled_at: float = 0.0
     first_token_at: float = 0.0
     last_token_at: float = 0.0
+    gone: bool = False  # the client, or whatever else waited for the answer
     finished: list[str] = field(default_factory=list)  # reasons, in the order of the ends
 
     @property
     def cached_tokens(self) -> int:
         return sum(self.cached.values())
+
+    def check_wanted(self) -> None:
+        """Raises ClientGone when nobody waits for the answer: for long work in a thread, which nothing else ends."""
+        if self.gone:
+            raise ClientGone
 
     def usage(self) -> dict[str, object]:
         """OpenAI's `usage` up to now."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+
+import msgspec
 
 from leoserve.api.context import ServerContext
 from leoserve.api.errors import ApiError, bad_request, shorten
@@ -56,6 +58,11 @@ def sampling_params(
     )
 
 
+def reseeded(context: ServerContext, params: SamplingParams) -> SamplingParams:
+    """The same for another prompt, with a new seed."""
+    return msgspec.structs.replace(params, seed=context.seeds.getrandbits(64))
+
+
 def check_logprobs(requests: Sequence[Request]) -> None:
     """Raises ApiError when the answers might have to tell more log-probabilities than memory should hold."""
     told = 0
@@ -83,9 +90,11 @@ def logit_bias(tokenizer: Tokenizer, biases: dict[str, float]) -> dict[int, floa
     return by_id
 
 
-def check_tokens(tokenizer: Tokenizer, ids: Iterable[int], param: str) -> None:
+def check_tokens(tokenizer: Tokenizer, ids: Collection[int], param: str) -> None:
     """Raises ApiError for the first id that the tokenizer has no token for."""
     ranges = tokenizer.id_ranges
+    if not ids or (ranges and ranges[0][0] <= min(ids) and max(ids) < ranges[0][1]):
+        return  # the usual case, at the speed that a prompt of a million ids needs
     for token in ids:
         if not any(start <= token < stop for start, stop in ranges):
             raise bad_request(f"Invalid '{param}': The model has no token {token}.", param)

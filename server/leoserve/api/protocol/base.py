@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from functools import cache
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -13,12 +14,10 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     Tag,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    field_validator,
+    model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, PydanticUndefined
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from leoserve.api.errors import bad_request
 
@@ -27,6 +26,9 @@ MAX_STOPS = 4
 MAX_STOP_LENGTH = 1024  # characters
 MAX_BAD_WORDS = 256
 MAX_BAD_WORD_LENGTH = 256  # characters
+MAX_BAD_WORDS_LENGTH = 4096  # characters, all together
+MAX_BIASES = 4096
+MAX_ALLOWED = 1 << 16  # more than any LeoLM model has tokens
 MAX_LOGPROBS = 20
 NULL = {"type": "null"}
 
@@ -48,14 +50,18 @@ class Body(BaseModel):
         json_schema_extra={"additionalProperties": False},
     )
 
-    @field_validator("*", mode="wrap")
+    @model_validator(mode="before")
     @classmethod
-    def null_is_the_default(cls, value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        if value is None and info.field_name is not None:
-            default = cls.model_fields[info.field_name].get_default(call_default_factory=True, validated_data={})
-            if default is not PydanticUndefined:
-                return default
-        return validate(value)
+    def null_is_the_default(cls, given: Any) -> Any:
+        """Once an object, not once a field: a body may have a hundred thousand fields."""
+        if not isinstance(given, dict) or None not in given.values():
+            return given
+        fields = cls.model_fields
+        return {
+            name: value
+            for name, value in given.items()
+            if value is not None or name not in fields or fields[name].is_required()
+        }
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -71,14 +77,25 @@ class Body(BaseModel):
         """The paths of all fields that no model has a name for, in this object and in those inside it."""
         for name in self.__pydantic_extra__ or {}:
             yield path + name
-        for name, value in self:
+        for name in objects_in(type(self)):
+            value = getattr(self, name)
             if isinstance(value, Body):
                 yield from value.unknown_fields(f"{path}{name}.")
             elif isinstance(value, list):
                 for index, item in enumerate(value):
-                    if not isinstance(item, Body):
-                        break
                     yield from item.unknown_fields(f"{path}{name}[{index}].")
+
+
+@cache
+def objects_in(model: type[Body]) -> list[str]:
+    """The fields of `model` that can hold a `Body` or a list of them."""
+    return [name for name, field in model.model_fields.items() if holds_body(field.annotation)]
+
+
+def holds_body(annotation: Any) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, Body):
+        return True
+    return any(holds_body(part) for part in get_args(annotation))
 
 
 def fault(message: str) -> PydanticCustomError:
@@ -116,6 +133,7 @@ def text_or_texts(value: Any) -> str:
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 BadWord = Annotated[str, Field(min_length=1, max_length=MAX_BAD_WORD_LENGTH)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+AllowedIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED, fail_fast=True)]
 Stop = Annotated[
     Annotated[StopString, Tag("<text>")] | Annotated[list[StopString], Field(max_length=MAX_STOPS), Tag("<texts>")],
     Discriminator(text_or_texts),
@@ -150,10 +168,10 @@ class SamplingFields(Body):
         1.0, gt=0, le=100, description="Divides the logits of tokens in prompt and answer; 1 is none."
     )
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        default_factory=dict, description="Token id to what is added to its logit, -100 to 100."
+        default_factory=dict, max_length=MAX_BIASES, description="Token id to what is added to its logit, -100 to 100."
     )
-    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = Field(
-        None, description="Sample only these tokens."
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED, fail_fast=True)] | None = (
+        Field(None, description="Sample only these tokens.")
     )
     bad_words: list[BadWord] = Field(
         default_factory=list, max_length=MAX_BAD_WORDS, description="Words that the answer must not contain."
@@ -207,6 +225,10 @@ class SamplingFields(Body):
         """What one field says about another. Raises ApiError."""
         if self.stream_options is not None and not self.stream:
             raise bad_request("'stream_options' is only allowed when 'stream' is true.", "stream_options")
+        if sum(map(len, self.bad_words)) > MAX_BAD_WORDS_LENGTH:
+            raise bad_request(
+                f"Invalid 'bad_words': At most {MAX_BAD_WORDS_LENGTH} characters, all words together.", "bad_words"
+            )
         if self.truncate_prompt_tokens == 0:
             raise bad_request("Invalid 'truncate_prompt_tokens': Should be -1 or at least 1.", "truncate_prompt_tokens")
 

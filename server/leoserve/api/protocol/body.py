@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import islice
 from typing import TypeVar
 
 from fastapi import Request
@@ -10,37 +12,55 @@ from starlette.requests import ClientDisconnect
 
 from leoserve.api.context import context_of
 from leoserve.api.errors import ApiError, ClientGone, bad_request, shorten
+from leoserve.api.generation import unless_gone
 from leoserve.api.protocol.base import BRANCHES, SamplingFields
 
 B = TypeVar("B", bound=SamplingFields)
 MAX_FAULTS = 5  # faults that one message names
+PARSED_AT_ONCE = 1 << 16  # bytes; parsing more would hold up the event loop for longer than a step
 
 
-async def read_body(request: Request, model: type[B]) -> B:
+async def read_body(request: Request, model: type[B], hold: Callable[[int], None]) -> B:
     """The body of `request`, valid in itself. Raises ApiError.
 
+    `hold` is called with the size of each part as it comes, and may refuse it. A large body is parsed in a thread.
     Fields that nobody knows are refused, or left in `request.state.unknown_fields` where the settings say so.
     """
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json":
         # Also what keeps a foreign web page from posting here without asking first (a CORS "simple request").
         raise ApiError(415, f"The body must be application/json, not {shorten(media_type)}.", code="unsupported_media")
+    parts = []
     try:
-        raw = await request.body()
+        async for part in request.stream():
+            hold(len(part))
+            parts.append(part)
     except ClientDisconnect:
         raise ClientGone from None
+    raw = b"".join(parts)
+    context = context_of(request)
+    reject = context.settings.unknown_fields == "reject"
+    if len(raw) > PARSED_AT_ONCE:
+        body, unknown = await unless_gone(request, context.threads.run(parse, model, raw, reject))
+    else:
+        body, unknown = parse(model, raw, reject)
+    request.state.unknown_fields = unknown
+    return body
+
+
+def parse(model: type[B], raw: bytes, reject_unknown: bool) -> tuple[B, list[str]]:
+    """The checked body, and some of the fields that nobody knows, if those are not rejected. Raises ApiError."""
     try:
         body = model.model_validate_json(raw)
     except ValidationError as error:
         raise as_bad_request(error) from None
-    unknown = list(body.unknown_fields())
-    if unknown and context_of(request).settings.unknown_fields == "reject":
-        names = ", ".join(shorten(name) for name in unknown[:MAX_FAULTS])
+    unknown = list(islice(body.unknown_fields(), MAX_FAULTS))
+    if unknown and reject_unknown:
+        names = ", ".join(map(shorten, unknown))
         plural = "s" if len(unknown) > 1 else ""
         raise bad_request(f"Unrecognized request argument{plural} supplied: {names}", shorten(unknown[0]))
-    request.state.unknown_fields = unknown
     body.check()
-    return body
+    return body, unknown
 
 
 def as_bad_request(error: ValidationError) -> ApiError:
@@ -77,5 +97,5 @@ def warning_headers(request: Request) -> dict[str, str]:
     unknown: list[str] = getattr(request.state, "unknown_fields", [])
     if not unknown:
         return {}
-    names = ", ".join(shorten(name) for name in unknown[:MAX_FAULTS])
+    names = ", ".join(map(shorten, unknown))
     return {"x-leoserve-warning": f"unknown fields without effect: {names}".encode("ascii", "replace").decode()}

@@ -18,6 +18,8 @@ from leoserve.api.protocol.base import (
     unsupported,
 )
 
+MAX_MESSAGES = 4096  # more than a context of 16,384 tokens can hold
+MAX_PARTS = 1024  # of one message
 MAX_TEMPLATE_VALUE = 4096  # characters of one value in chat_template_kwargs
 
 
@@ -53,7 +55,8 @@ def text_or_parts(value: Any) -> str:
 
 
 Content = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[ContentPart], Field(min_length=1), Tag("<parts>")],
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True), Tag("<parts>")],
     Discriminator(text_or_parts),
 ]
 
@@ -88,7 +91,9 @@ class Message(Body):
 
 
 class ChatRequest(SamplingFields):
-    messages: Annotated[list[Message], Field(min_length=1)] = Field(description="The chat so far.")
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] = Field(
+        description="The chat so far."
+    )
     max_completion_tokens: int | None = Field(
         None, ge=1, lt=2**31, description="Most tokens of an answer. Default: to the end of the model's context."
     )

@@ -26,9 +26,13 @@ def prompt_form(value: Any) -> str:
 
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), Tag("<texts>")]
-    | Annotated[list[TokenId], Tag("<tokens>")]
-    | Annotated[list[list[TokenId]], Field(max_length=MAX_PROMPTS), Tag("<token lists>")],
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("<texts>")]
+    | Annotated[list[TokenId], Field(fail_fast=True), Tag("<tokens>")]
+    | Annotated[
+        list[Annotated[list[TokenId], Field(fail_fast=True)]],
+        Field(max_length=MAX_PROMPTS, fail_fast=True),
+        Tag("<token lists>"),
+    ],
     Discriminator(prompt_form),
 ]
 

@@ -1,0 +1,61 @@
+"""Refusing early: what the engine would not admit, or memory should not hold, is not read, rendered and tokenized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from leoserve.api.errors import overloaded
+from leoserve.engine.request import EngineStats
+from leoserve.settings import Settings
+
+BODIES_HELD = 32  # largest bodies whose bytes may be held together on the way to the engine
+
+
+class Engine(Protocol):
+    """What is read of the engine."""
+
+    @property
+    def stats(self) -> EngineStats: ...
+    @property
+    def in_flight(self) -> int: ...
+
+
+class Admission:
+    """Counts the requests on their way to the engine, and the bytes of their bodies."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self.engine = engine
+        self.max_waiting = max(settings.max_waiting_requests, 1)  # an empty queue takes any request
+        self.max_requests = settings.max_num_seqs + settings.max_waiting_requests
+        self.max_bytes = BODIES_HELD * settings.max_body_bytes
+        self.requests = 0
+        self.bytes = 0
+
+    @contextmanager
+    def place(self) -> Iterator[Callable[[int], None]]:
+        """A place on the way to the engine. Call what it gives with the size of the body once that is there.
+
+        Both raise ApiError 429 when there is no room.
+        """
+        waiting = min(self.engine.stats.waiting, self.engine.in_flight)  # an idle engine's last snapshot grows old
+        if waiting >= self.max_waiting:
+            raise overloaded(f"{waiting} answers are waiting already")
+        if self.requests >= self.max_requests:
+            raise overloaded(f"{self.requests} requests are being prepared already")
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            if self.bytes + size > self.max_bytes:
+                raise overloaded(f"{self.requests} requests of {self.bytes} bytes are being prepared already")
+            self.bytes += size
+            held += size
+
+        self.requests += 1
+        try:
+            yield hold
+        finally:
+            self.requests -= 1
+            self.bytes -= held
