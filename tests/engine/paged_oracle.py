@@ -46,16 +46,18 @@ class PagedOracle:
         self.failing_token: int | None = None
         self.fail_once_after_writing = False  # as when memory runs out between two layers
         self.computed: list[tuple[int, int, int]] = []  # (slot, start, count) of every row
-        self.steps = 0
+        self.violations: list[str] = []  # not raised: the loop would take it for a failed step, and try again
+
+    def require(self, condition: bool, what: str) -> None:
+        if not condition:
+            self.violations.append(what)
 
     def run(self, step: Step) -> list[RowResult]:
-        assert step.rows
-        assert all(row.tokens for row in step.rows), "a row computes nothing"
-        assert step.num_tokens <= self.budget
-        slots = [row.slot for row in step.rows]
-        assert len(set(slots)) == len(slots), "two rows of one slot"
+        self.require(all(row.tokens for row in step.rows) and bool(step.rows), "a row computes nothing")
+        self.require(step.num_tokens <= self.budget, "the budget is exceeded")
+        self.require(len({row.slot for row in step.rows}) == len(step.rows), "two rows of one slot")
         lengths = [len(row.tokens) > 1 for row in step.rows]
-        assert lengths == sorted(lengths), "decode rows come first"
+        self.require(lengths == sorted(lengths), "decode rows come first")
         if self.failing_token is not None and any(self.failing_token in row.tokens for row in step.rows):
             raise RuntimeError("this token cannot be computed")
         sources = [list(self.cells[source]) for source, _ in step.copies]
@@ -69,16 +71,15 @@ class PagedOracle:
         for row in step.rows:
             self._attend(row)
             self.computed.append((row.slot, row.start, len(row.tokens)))
-        self.steps += 1
         return [RowResult(token=self._sample(row) if row.samples else None) for row in step.rows]
 
     def _write(self, row) -> None:
         if row.admitted:
             self.tables[row.slot] = []
             self.tokens[row.slot] = row.admitted.prompt + row.admitted.generated
-            assert row.first_new_block == 0
+            self.require(row.first_new_block == 0, "a new table begins in its middle")
         table, tokens = self.tables[row.slot], self.tokens[row.slot]
-        assert row.first_new_block <= len(table)
+        self.require(row.first_new_block <= len(table), "the table has a hole")
         table[row.first_new_block :] = row.new_blocks or table[row.first_new_block :]
         tokens[row.start : row.start + len(row.tokens)] = row.tokens
         cell = digest(tokens[: row.start])
@@ -92,12 +93,11 @@ class PagedOracle:
         cell = b""
         for position in range(row.start + len(row.tokens)):
             cell = extend(cell, tokens[position])
-            assert self._cell(table, position) == cell, f"the key at position {position} is wrong"
+            self.require(self._cell(table, position) == cell, f"the key at position {position} is wrong")
 
     def _sample(self, row) -> int:
         last = self._cell(self.tables[row.slot], row.start + len(row.tokens) - 1)
-        assert last is not None
-        return last[0] % self.vocab
+        return (last or b"\0")[0] % self.vocab
 
     def _cell(self, table: list[int], position: int) -> Cell | None:
         return self.cells[table[position // self.block_size]][position % self.block_size]

@@ -90,6 +90,7 @@ class Driver:
 
     def _receive(self, message):
         assert isinstance(message, StepOutputs)
+        assert not self.oracle.violations
         for output in message.outputs:
             key = (output.request_id, output.index)
             assert key not in self.reasons, "something was sent after the end"

@@ -87,9 +87,9 @@ class EngineLoop:
         except Exception:
             log.exception("a step of %d rows failed; computing them one by one", len(step.rows))
         results = []
-        for number, row in enumerate(step.rows):
+        for row in step.rows:
             try:
-                results += self.runner.run(Step([row], step.copies if number == 0 else []))
+                results += self.runner.run(Step([row], step.copies))  # copied again, blocks hold the same
             except Exception as error:
                 log.exception("a row at position %d failed", row.start)
                 results.append(RowResult(error=f"the engine could not compute this request: {type(error).__name__}"))
