@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import psutil
 import pytest
 
 from leoserve.engine.client import EngineClient
-from leoserve.lifecycle import Lifecycle
+from leoserve.lifecycle import Lifecycle, connections
 from leoserve.lifecycle import Server as HttpServer
 from tests.checkpoints import write_checkpoint
 from tests.conftest import Serve, Server, clean_environment
@@ -219,3 +220,22 @@ async def test_draining_that_goes_wrong_still_ends_the_server() -> None:
     with pytest.raises(KeyError, match="a fault in draining"):
         await asyncio.wait_for(lifecycle.live(cast(Any, SimpleNamespace())), 60)
     assert engine.stopped == 1
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "served", "raised"),
+    [
+        (10_000, 10_000, 1000, None),
+        (1024, 10_000, 1000, 1384),
+        (500, 500, 116, 500),
+        (64, resource.RLIM_INFINITY, 1000, 1384),
+    ],
+)
+def test_open_files_are_enough_for_the_connections(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, served: int, raised: int | None
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limit: limits.append(limit))
+    assert connections(1000) == served
+    assert limits[1:] == ([] if raised is None else [(raised, hard)])

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Callable, Generator
 import uvicorn
 from fastapi import FastAPI
 
+from leoserve.api.connection import RESERVE, Connection
 from leoserve.api.threads import TextThreads
 from leoserve.engine.client import EngineClient, EngineFailed
 from leoserve.engine.request import Ready
@@ -26,6 +28,7 @@ from leoserve.settings import Settings
 logger = logging.getLogger("leoserve")
 
 FLUSH_SECONDS = 5  # how long the last bytes of ended answers may take to leave
+OTHER_FILES = 128  # that this process has open beside its connections
 KEEP_ALIVE_SECONDS = 75  # an idle connection's life; longer than the usual proxy keeps its own, so that it closes first
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -43,6 +46,8 @@ def run(
     """
     config = uvicorn.Config(
         app,
+        http=Connection,
+        limit_concurrency=connections(settings.max_connections),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -55,6 +60,21 @@ def run(
     lifecycle = Lifecycle(Server(config), engine, settings.shutdown_grace, announce)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         return runner.run(lifecycle.live(listener))
+
+
+def connections(wanted: int) -> int:
+    """How many connections can be served: `wanted`, for which this process's limit of open files is raised as far as
+    needed, or fewer where the system allows no more."""
+    needed = wanted + RESERVE + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    served = max(1, min(wanted, allowed - RESERVE - OTHER_FILES))
+    if served < wanted:
+        logger.warning("%d connections are served, not %d: the system allows %d open files", served, wanted, allowed)
+    return served
 
 
 def leave(code: int, threads: TextThreads) -> int:

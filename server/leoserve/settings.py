@@ -303,6 +303,13 @@ class Settings(BaseSettings):
         ge=1,
         le=1024,
     )
+    max_connections: int = option(
+        2048,
+        "Limits",
+        "Client connections that are served; on further ones all but /health, /ready and /metrics is a 503. Raise it "
+        "for very many streams.",
+        ge=1,
+    )
     max_body_bytes: int = option(
         8 << 20,
         "Limits",

@@ -20,6 +20,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from leoserve.api.app import create_app
+from leoserve.api.connection import Connection
 from leoserve.api.context import ServerContext
 from leoserve.engine.request import Request
 from leoserve.metrics import Metrics
@@ -133,7 +134,13 @@ async def serving(checkpoint: Path, tokenizer: Tokenizer, **options: Any) -> Asy
     template = ChatTemplate.load(checkpoint, settings.chat_template, tokenizer)
     context = ServerContext(settings, engine, tokenizer, template, ["leo", "leo-alias"], int(time.time()), Metrics())
     config = uvicorn.Config(
-        create_app(context), log_config=None, lifespan="on", timeout_graceful_shutdown=5, root_path=settings.root_path
+        create_app(context),
+        http=Connection,
+        limit_concurrency=settings.max_connections,
+        log_config=None,
+        lifespan="on",
+        timeout_graceful_shutdown=5,
+        root_path=settings.root_path,
     )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
