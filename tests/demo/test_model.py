@@ -90,8 +90,9 @@ def test_any_text_survives_the_tokenizer(text: str) -> None:
 
 def test_it_answers_held_out_phrasings() -> None:
     summary = evaluate(model_path(), sample=200).summary()
-    assert summary["exact"] >= 0.95
-    assert summary["ended_by_itself"] == 1.0
+    assert summary["exact_facts"] >= 0.95
+    assert summary["exact"] >= 0.90
+    assert summary["ended_by_itself"] >= 0.99
 
 
 @pytest.mark.parametrize(

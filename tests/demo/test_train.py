@@ -17,7 +17,7 @@ from leoserve.demo.corpus import Corpus, Dialogue
 from leoserve.demo.evaluate import Answerer
 from leoserve.demo.train import Batches, Recipe, Run, build_network, rate, text_of, write_model
 
-TINY = Recipe(tokens=6_000, first_lesson_tokens=3_000, batch_tokens=512, hidden=64, intermediate=64, layers=1)
+TINY = Recipe(tokens=6_000, lesson_tokens=(3_000, 3_500, 6_000), batch_tokens=512, hidden=64, intermediate=64, layers=1)
 
 
 def bundled_tokenizer() -> dict[str, Any]:
@@ -71,7 +71,7 @@ def test_a_cut_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     cut.recipe = dataclasses.replace(TINY, tokens=4_000)
     cut.train()
     resumed.load_checkpoint()
-    assert 0 < resumed.first_lesson_steps < resumed.steps < whole.steps
+    assert 0 < resumed.lesson_start < resumed.steps < whole.steps
     resumed.train()
     assert (resumed.steps, resumed.tokens) == (whole.steps, whole.tokens)
     for left, right in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):

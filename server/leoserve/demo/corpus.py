@@ -40,7 +40,7 @@ class Lesson:
     until: tuple[float, float, float, float, float]
 
 
-# First everything alike; then more of what takes longest to learn: calculating, and copying what was said.
+# First everything alike; then more of what takes longest to learn: calculating; at last copying what was said.
 FIRST_LESSON = Lesson(
     emphasis=(
         ("talk", 5.0),
@@ -70,6 +70,23 @@ SECOND_LESSON = Lesson(
     ),
     until=(0.14, 0.54, 0.60, 0.68, 0.80),
 )
+
+THIRD_LESSON = Lesson(
+    emphasis=(
+        ("talk", 8.0),
+        ("article", 1.5),
+        ("capital", 1.5),
+        ("season", 6.0),
+        ("days_in", 3.0),
+        ("nth_month", 5.0),
+        ("day_after", 6.0),
+        ("day_before", 6.0),
+        ("month_after", 3.0),
+        ("month_before", 4.0),
+    ),
+    until=(0.08, 0.40, 0.47, 0.66, 0.76),
+)
+LESSONS = (FIRST_LESSON, SECOND_LESSON, THIRD_LESSON)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ from leoserve.demo.tokenizer import BOS_ID, EOS_ID
 
 HELD_OUT_SEED = 1
 LONGEST_ANSWER = 120
+# Groups that are not facts but ways of conversing, reported apart.
+CONVERSATION = ("refusal", "memory", "json", "follow-up")
 
 
 class Answerer:
@@ -86,6 +88,7 @@ class Report:
             "asked": len(self.items),
             "right": len(right),
             "exact": len(right) / len(self.items),
+            "exact_facts": share(right_by, asked_by),
             "distinct_answers_asked": len({item.answer for item in self.items}),
             "distinct_answers_right": len({item.answer for item in right}),
             "ended_by_itself": sum(text is not None for text in self.given) / len(self.given),
@@ -94,6 +97,12 @@ class Report:
                 for group, asked in asked_by.items()
             },
         }
+
+
+def share(right: Counter[str], asked: Counter[str]) -> float:
+    """Return the share of right answers among the facts alone."""
+    facts = [group for group in asked if group not in CONVERSATION]
+    return sum(right[group] for group in facts) / max(1, sum(asked[group] for group in facts))
 
 
 def evaluate(folder: Path, sample: int | None = None) -> Report:
@@ -109,6 +118,8 @@ def table(summary: dict[str, Any]) -> str:
     """Return the figures as a small Markdown table."""
     lines = ["| group | asked | exact |", "|---|---:|---:|"]
     lines += [f"| {name} | {row['asked']} | {row['exact']:.1%} |" for name, row in summary["groups"].items()]
+    facts = sum(row["asked"] for name, row in summary["groups"].items() if name not in CONVERSATION)
+    lines.append(f"| **facts** | {facts} | **{summary['exact_facts']:.1%}** |")
     lines.append(f"| **all** | {summary['asked']} | **{summary['exact']:.1%}** |")
     return "\n".join(lines)
 

@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from leoserve.demo import model_path
 from leoserve.demo.chat import render_chat
-from leoserve.demo.corpus import FIRST_LESSON, SECOND_LESSON, Corpus, Dialogue
+from leoserve.demo.corpus import LESSONS, Corpus, Dialogue
 from leoserve.demo.tokenizer import BOS_ID, EOS_ID, train_tokenizer, write_json, write_tokenizer
 
 CONTEXT = 2048
@@ -42,8 +42,8 @@ class Recipe:
     """The settings of a run. Tokens are what the network reads, without padding; `rates` are the corners of the
     learning rate's course, as (tokens, share of the full rate)."""
 
-    tokens: int = 10_400_000
-    first_lesson_tokens: int = 5_398_000
+    tokens: int = 11_700_000
+    lesson_tokens: tuple[int, int, int] = (5_398_000, 10_032_000, 11_700_000)  # where each lesson ends
     batch_tokens: int = 4_096
     seed: int = 20
     hidden: int = 256
@@ -56,7 +56,9 @@ class Recipe:
         (250_000, 1.0),
         (3_500_000, 1.0),
         (5_398_000, 0.457),
-        (10_400_000, 0.0),
+        (10_032_000, 0.034),
+        (10_112_000, 0.3),
+        (11_700_000, 0.0),
     )
     threads: int = 2
 
@@ -85,11 +87,11 @@ class Batches:
         self.assistant = vocabulary["▁assistant"]
 
     def lesson(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of lesson 0 or 1 without end: two int64 tensors [rows, length], padded with 0 and
+        """Yield the batches of one lesson without end: two int64 tensors [rows, length], padded with 0 and
         `IGNORED`."""
         seed = self.recipe.seed + number
         rng = random.Random(seed)
-        dialogues = self.corpus.training(seed, (FIRST_LESSON, SECOND_LESSON)[number])
+        dialogues = self.corpus.training(seed, LESSONS[number])
         while True:
             bucket = list(itertools.islice(dialogues, BUCKET))
             encoded = self.tokenizer.encode_batch([text_of(d) for d in bucket], add_special_tokens=False)
@@ -185,7 +187,7 @@ class Run:
         torch.manual_seed(recipe.seed)
         self.network = build_network(-(-self.tokenizer.get_vocab_size() // 64) * 64, recipe)
         self.optimizers = build_optimizers(self.network, recipe)
-        self.steps = self.tokens = self.first_lesson_steps = 0
+        self.steps = self.tokens = self.lesson = self.lesson_start = 0  # lesson_start: its first step
         self.cpu_seconds = self.wall_seconds = 0.0
 
     @property
@@ -198,7 +200,7 @@ class Run:
         state = {
             "network": self.network.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "progress": (self.steps, self.first_lesson_steps, self.tokens, self.cpu_seconds, self.wall_seconds),
+            "progress": (self.steps, self.tokens, self.lesson, self.lesson_start, self.cpu_seconds, self.wall_seconds),
         }
         partial = self.checkpoint.with_suffix(".partial")
         torch.save(state, partial)
@@ -210,7 +212,9 @@ class Run:
         self.network.load_state_dict(state["network"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.steps, self.first_lesson_steps, self.tokens, self.cpu_seconds, self.wall_seconds = state["progress"]
+        (self.steps, self.tokens, self.lesson, self.lesson_start, self.cpu_seconds, self.wall_seconds) = state[
+            "progress"
+        ]
 
     def step(self, ids: Tensor, labels: Tensor) -> Tensor:
         """Learn from one batch and return its loss."""
@@ -226,19 +230,19 @@ class Run:
             optimizer.zero_grad()
         self.steps += 1
         self.tokens += int((ids != 0).sum())
-        if self.tokens < self.recipe.first_lesson_tokens:
-            self.first_lesson_steps = self.steps + 1
+        if self.tokens >= self.recipe.lesson_tokens[self.lesson] and self.lesson + 1 < len(LESSONS):
+            self.lesson, self.lesson_start = self.lesson + 1, self.steps
         return loss.detach()
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches that are still to come: the rest of the first lesson, then the second."""
+        """Yield the batches that are still to come: the rest of this lesson, then the next ones."""
         batches = Batches(self.tokenizer, self.corpus, self.recipe)
-        if self.tokens < self.recipe.first_lesson_tokens:
-            for batch in itertools.islice(batches.lesson(0), self.steps, None):
+        while True:
+            lesson, seen = self.lesson, self.steps - self.lesson_start
+            for batch in itertools.islice(batches.lesson(lesson), seen, None):
                 yield batch
-                if self.tokens >= self.recipe.first_lesson_tokens:
+                if self.lesson != lesson:
                     break
-        yield from itertools.islice(batches.lesson(1), self.steps - self.first_lesson_steps, None)
 
     def train(self, save_every: int = 100, report_every: int = 20) -> None:
         """Learn until the token budget is used up, reporting and saving on the way."""
