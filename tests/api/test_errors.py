@@ -287,6 +287,16 @@ async def test_more_log_probabilities_than_memory_should_hold_are_refused(server
     assert (await server.complete(**body, max_tokens=4)).status_code == 200
 
 
+async def test_lists_of_tokens_times_prompts_are_bounded(server: Running) -> None:
+    body = {"prompt": ["Hallo"] * 1024, "allowed_token_ids": list(range(3, 340)), "max_tokens": 1}
+    biases = {str(token): 1 for token in range(342)}
+    words = [letter * 16 for letter in "abcdefghijklmnopqrstuvwxyzäöüß" * 8]
+    answer = await server.complete(**body, logit_bias=biases, bad_words=words)
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "prompt")
+    assert not server.engine.requests
+    assert (await server.complete(**body)).status_code == 200
+
+
 async def test_a_full_queue_is_a_429_with_both_retry_headers(server: Running) -> None:
     server.engine.refusal = EngineRefused("overloaded", "1024 choices are waiting already")
     for stream in (False, True):

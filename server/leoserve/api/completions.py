@@ -19,6 +19,7 @@ from leoserve.api.protocol.body import read_body
 from leoserve.api.protocol.completions import MAX_PROMPTS, CompletionRequest
 from leoserve.api.record import Record
 from leoserve.api.sampling import (
+    check_carried,
     check_length,
     check_logprobs,
     check_size,
@@ -54,6 +55,7 @@ def prepare(context: ServerContext, body: CompletionRequest, record: Record, sal
     """Tokenize and check every prompt. Raises ApiError, and ClientGone between two prompts. Runs in a thread."""
     record.id = f"cmpl-{uuid.uuid4().hex}"
     shared = parameters(context, body)
+    check_carried(shared, len(body.prompts))
     requests = []
     for number, prompt in enumerate(prompt_tokens(context, body)):
         record.check_wanted()

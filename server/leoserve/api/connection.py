@@ -127,8 +127,7 @@ class Connection(HttpToolsProtocol):
 
     def _begin_head(self) -> None:
         self._phase = "head"
-        if self._deadline is None:
-            self._arm(HEAD_SECONDS)
+        self._arm(HEAD_SECONDS)
 
     def _arm(self, seconds: float) -> None:
         self._disarm()

@@ -14,6 +14,7 @@ from leoserve.engine.request import Request, SamplingParams
 from leoserve.text.tokenizer import Tokenizer
 
 MAX_LOGPROBS_TOLD = 4_000_000  # by one request; each takes about a hundred bytes until the answer is sent
+MAX_IDS_CARRIED = 2_000_000  # by one request, in the lists of tokens that all its prompts carry along
 TOKEN_ID = re.compile(r"[0-9]{1,10}")
 
 
@@ -56,6 +57,17 @@ def sampling_params(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
+
+
+def check_carried(params: SamplingParams, prompts: int) -> None:
+    """Raises ApiError when lists of tokens, which each prompt's request carries along, would take too much memory."""
+    ids = len(params.allowed_token_ids or ()) + len(params.logit_bias) + sum(map(len, params.bad_words))
+    if ids * prompts > MAX_IDS_CARRIED:
+        raise bad_request(
+            f"{prompts} prompts with {ids} tokens in 'allowed_token_ids', 'logit_bias' and 'bad_words' are too many for"
+            " one request. Send fewer prompts at once.",
+            "prompt",
+        )
 
 
 def reseeded(context: ServerContext, params: SamplingParams) -> SamplingParams:
