@@ -32,6 +32,7 @@ log = logging.getLogger("leoserve.engine")
 BLOCK_SIZE = 64  # large blocks are read in long runs, small ones share more of a prefix
 TOKENS_PER_STEP = {"cpu": 512, "cuda": 8192}  # a CPU's steps stay short enough for those who generate
 SECONDS_BETWEEN_LINES = 5.0
+LARGE = 1_000_000_000  # bytes of weights from which on each part of the start takes a second or more
 
 
 class CannotStart(Exception):
@@ -86,6 +87,8 @@ def _start(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) 
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
     )
+    if num_bytes > LARGE:
+        log.info("warming up")
     warm_up(runner, min(16, max_model_len))
     scheduler = _scheduler(config, device, plan, block_size, max_model_len)
     ready = Ready(
@@ -170,9 +173,11 @@ def _load(model: Llama, folder: Path, config: ModelConfig, progress: bool) -> in
     begin = time.monotonic()
     with WeightsProgress(progress) as bar:
         num_bytes = load_weights(model, folder, config, progress=bar)
-    model.prepare()
     seconds = max(time.monotonic() - begin, 1e-9)
     log.info("weights: %.2f GB in %.1f s (%.2f GB/s)", num_bytes / 1e9, seconds, num_bytes / 1e9 / seconds)
+    if num_bytes > LARGE:
+        log.info("laying the weights out for this device's matrix products")
+    model.prepare()
     return num_bytes
 
 
