@@ -1,4 +1,4 @@
-"""Where templates are rendered and texts tokenized, off the event loop; the tokenizer releases the GIL."""
+"""Where large bodies are parsed, templates rendered and texts tokenized, off the event loop."""
 
 from __future__ import annotations
 
