@@ -89,7 +89,7 @@ class Tokenizer:
         """
         text = _sanitized(text)
         if control_tokens:
-            return self._with_bos(self._backend.encode(text, add_special_tokens=False).ids, add_bos)
+            return self._with_bos(_ids(self._backend, text), add_bos)
         return self._with_bos(self._encode_text(text, first=True), add_bos)
 
     def encode_prompt(self, prompt: RenderedPrompt) -> list[int]:
@@ -97,12 +97,12 @@ class Tokenizer:
         text = _sanitized(prompt.marked)
         if prompt.mark and prompt.mark in text:
             return self._with_bos(self._encode_marked(text, prompt.mark), True)
-        return self._with_bos(self._backend.encode(text, add_special_tokens=False).ids, True)
+        return self._with_bos(_ids(self._backend, text), True)
 
     def encode_bad_word(self, word: str) -> list[list[int]]:
         """The id sequences that `word` may appear as: inside a text, and as a word of its own after a space."""
         bare = word.lstrip()
-        sequences = [self._bare.encode(_sanitized(text), add_special_tokens=False).ids for text in (bare, " " + bare)]
+        sequences = [_ids(self._bare, _sanitized(text)) for text in (bare, " " + bare)]
         return [ids for number, ids in enumerate(sequences) if ids and ids not in sequences[:number]]
 
     def token_bytes(self, token: int) -> bytes:
@@ -148,7 +148,7 @@ class Tokenizer:
         behind = [part for part in behind if part]
         hidden = iter([part[0] for part in behind])
         masked = mark.join([before, *[part[1:] for part in behind]])
-        encoding = self._backend.encode(masked, add_special_tokens=False)
+        (encoding,) = self._backend.encode_batch([masked], add_special_tokens=False)
         found = encoding.ids
         ids: list[int] = []
         first, start = 0, 0  # of the stretch: its first token and its first character
@@ -172,9 +172,9 @@ class Tokenizer:
     def _encode_text(self, text: str, *, first: bool) -> list[int]:
         """Ids of a text without control tokens. `first`: it begins the prompt (some tokenizers put a space there)."""
         if first:
-            ids = self._plain.encode(text, add_special_tokens=False).ids
+            ids = _ids(self._plain, text)
         else:
-            ids = self._plain.encode(self._separator + text, add_special_tokens=False).ids[1:]
+            ids = _ids(self._plain, self._separator + text)[1:]
         if self.control_ids.isdisjoint(ids):
             return ids
         spelled = {token: self._spelled(token) for token in self.control_ids.intersection(ids)}
@@ -211,6 +211,13 @@ class Tokenizer:
             elif step["type"] == "ByteLevel":
                 step["add_prefix_space"] = False
         return tokenizers.Tokenizer.from_str(json.dumps(description))
+
+
+def _ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    """Ids of one text. As a batch of one: the library holds the GIL in `encode`, and lets go of it in a batch."""
+    (encoding,) = backend.encode_batch_fast([text], add_special_tokens=False)
+    ids: list[int] = encoding.ids
+    return ids
 
 
 def _sanitized(text: str) -> str:
