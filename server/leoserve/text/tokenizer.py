@@ -171,10 +171,7 @@ class Tokenizer:
 
     def _encode_text(self, text: str, *, first: bool) -> list[int]:
         """Ids of a text without control tokens. `first`: it begins the prompt (some tokenizers put a space there)."""
-        if first:
-            ids = _ids(self._plain, text)
-        else:
-            ids = _ids(self._plain, self._separator + text)[1:]
+        ids = _ids(self._plain, text) if first else _ids(self._plain, self._separator + text)[1:]
         if self.control_ids.isdisjoint(ids):
             return ids
         spelled = {token: self._spelled(token) for token in self.control_ids.intersection(ids)}
