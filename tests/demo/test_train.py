@@ -17,7 +17,9 @@ from leoserve.demo.corpus import Corpus, Dialogue
 from leoserve.demo.evaluate import Answerer
 from leoserve.demo.train import Batches, Recipe, Run, build_network, rate, text_of, write_model
 
-TINY = Recipe(tokens=6_000, lesson_tokens=(3_000, 3_500, 6_000), batch_tokens=512, hidden=64, intermediate=64, layers=1)
+TINY = Recipe(
+    tokens=6_000, lesson_tokens=(3_000, 3_500, 4_500, 6_000), batch_tokens=512, hidden=64, intermediate=64, layers=1
+)
 
 
 def bundled_tokenizer() -> dict[str, Any]:
@@ -76,3 +78,16 @@ def test_a_cut_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     assert (resumed.steps, resumed.tokens) == (whole.steps, whole.tokens)
     for left, right in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
         torch.testing.assert_close(left, right)
+
+
+def test_a_finished_run_is_the_mean_of_the_last_lessons_beginning_and_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "TOKENIZER_DIALOGUES", 300)
+    monkeypatch.setattr(train, "BUCKET", 64)
+    whole, cut = Run(tmp_path, TINY), Run(tmp_path, dataclasses.replace(TINY, tokens=TINY.lesson_tokens[2]))
+    cut.train()
+    whole.train()
+    before, after = cut.network.lm_head.weight.detach(), whole.network.lm_head.weight.detach().clone()
+    whole.average()
+    torch.testing.assert_close(whole.network.lm_head.weight.detach(), (before + after) / 2)

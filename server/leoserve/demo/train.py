@@ -42,8 +42,8 @@ class Recipe:
     """The settings of a run. Tokens are what the network reads, without padding; `rates` are the corners of the
     learning rate's course, as (tokens, share of the full rate)."""
 
-    tokens: int = 11_700_000
-    lesson_tokens: tuple[int, int, int] = (5_398_000, 10_032_000, 11_700_000)  # where each lesson ends
+    tokens: int = 14_000_000
+    lesson_tokens: tuple[int, ...] = (5_398_000, 10_032_000, 11_700_000, 14_000_000)  # where each lesson ends
     batch_tokens: int = 4_096
     seed: int = 20
     hidden: int = 256
@@ -59,6 +59,8 @@ class Recipe:
         (10_032_000, 0.034),
         (10_112_000, 0.3),
         (11_700_000, 0.0),
+        (11_780_000, 0.35),
+        (14_000_000, 0.0),
     )
     threads: int = 2
 
@@ -188,6 +190,7 @@ class Run:
         self.network = build_network(-(-self.tokenizer.get_vocab_size() // 64) * 64, recipe)
         self.optimizers = build_optimizers(self.network, recipe)
         self.steps = self.tokens = self.lesson = self.lesson_start = 0  # lesson_start: its first step
+        self.kept: dict[str, Tensor] = {}  # the weights with which the last lesson began
         self.cpu_seconds = self.wall_seconds = 0.0
 
     @property
@@ -199,6 +202,7 @@ class Run:
         """Write everything a later call needs to go on; the data is found again by counting the steps."""
         state = {
             "network": self.network.state_dict(),
+            "kept": self.kept,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": (self.steps, self.tokens, self.lesson, self.lesson_start, self.cpu_seconds, self.wall_seconds),
         }
@@ -210,6 +214,7 @@ class Run:
         """Go back to the last checkpoint."""
         state = torch.load(self.checkpoint, weights_only=True)
         self.network.load_state_dict(state["network"])
+        self.kept = state["kept"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         (self.steps, self.tokens, self.lesson, self.lesson_start, self.cpu_seconds, self.wall_seconds) = state[
@@ -232,7 +237,15 @@ class Run:
         self.tokens += int((ids != 0).sum())
         if self.tokens >= self.recipe.lesson_tokens[self.lesson] and self.lesson + 1 < len(LESSONS):
             self.lesson, self.lesson_start = self.lesson + 1, self.steps
+            if self.lesson + 1 == len(LESSONS):
+                self.kept = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         return loss.detach()
+
+    def average(self) -> None:
+        """Take the mean of the weights before and after the last lesson: what the lesson taught stays, and so does
+        what it had begun to push aside (Izmailov et al., 2018, arXiv:1803.05407)."""
+        weights = self.network.state_dict()
+        self.network.load_state_dict({name: (weights[name] + kept) / 2 for name, kept in self.kept.items()})
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches that are still to come: the rest of this lesson, then the next ones."""
@@ -332,6 +345,8 @@ def main() -> None:
     if arguments.resume:
         run.load_checkpoint()
     run.train()
+    if run.kept:  # a run that was cut short may not have come so far
+        run.average()
     run.write_model()
     run.checkpoint.unlink()
 
