@@ -79,8 +79,11 @@ def test_help_of_serve_shows_every_option() -> None:
     ("arguments", "message"),
     [
         ([], "the following arguments are required: COMMAND (see leoserve --help)"),
-        (["serve", "--prot", "1"], "there is no option --prot; did you mean --port? (see leoserve --help)"),
-        (["serve", "a", "b"], "b is one too many (see leoserve --help)"),
+        (["serve", "--prot", "1"], "there is no option --prot; did you mean --port? (see leoserve serve --help)"),
+        (["serve", "--model", "leo"], "the model is given without a flag: leoserve serve MODEL (see leoserve serve"),
+        (["serve", "--no-log-request"], "there is no option --no-log-request; did you mean --no-log-requests?"),
+        (["serve", "--api-key", ""], "--api-key: the key is empty"),
+        (["serve", "a", "b"], "b is one too many (see leoserve serve --help)"),
         (["serve", "--port"], "argument --port: expected one argument (see leoserve serve --help)"),
         (["srve"], "argument COMMAND: invalid choice: 'srve'"),
     ],

@@ -105,6 +105,8 @@ def test_while_draining_new_requests_get_503_and_a_second_signal_ends_it_at_once
     assert server.process.wait(60) == 128 + signal.SIGINT
     with pytest.raises((openai.APIError, httpx2.HTTPError)):
         list(chunks)
+    server.wait_for("answers cut off: 1")
+    assert "Traceback" not in server.stderr
 
 
 def test_an_answer_that_outlives_the_grace_gets_an_error_event(start: Serve, checkpoint: Path) -> None:

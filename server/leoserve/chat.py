@@ -6,6 +6,7 @@ Ctrl-C stops the answer, Ctrl-D or /exit ends the chat, /new starts another.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import sys
 import unicodedata
@@ -127,8 +128,11 @@ def complaint(response: httpx2.Response) -> str:
     return message
 
 
-def run(url: str, *, model: str | None, system: str | None, api_key: str | None) -> None:
-    """The chat, until the user ends it. Raises ChatError when there is no server to talk to."""
+def run(url: str, *, model: str | None, system: str | None, api_key: str | None) -> bool:
+    """The chat, until the user ends it. False when a turn failed. Raises ChatError when there is no server."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # what is no text cannot be sent
+    well = True
     chat = Chat(url, model=model, system=system, api_key=api_key)
     with closing(chat.http):
         chat.choose_model()
@@ -152,7 +156,9 @@ def run(url: str, *, model: str | None, system: str | None, api_key: str | None)
                     try:
                         chat.say(text)
                     except ChatError as error:
+                        well = False
                         print(f"leoserve: error: {error}", file=sys.stderr)
+    return well
 
 
 def ask(prompt: str) -> str | None:

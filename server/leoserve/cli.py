@@ -1,7 +1,8 @@
 """The command line: `leoserve serve [MODEL]`, `leoserve chat`, `leoserve --version`.
 
-Exit codes: 0 after a signal or the end of a chat; 2, with one line on stderr, for whatever a user can put right;
-130 or 143 when a signal came before the server was up, or a second one while it was stopping.
+Exit codes: 0 after a signal or the end of a chat; 1 after a chat from a pipe with a turn that failed, or whose reader
+left; 2, with one line on stderr, for whatever a user can put right; 130 or 143 when a signal came before the server was
+up, or a second one while it was stopping.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ the default. Options that can be repeated are lists with commas as variables.
 CHAT = """\
 Chat in the terminal with a running server. Ctrl-C stops an answer, /new forgets the chat, /exit or Ctrl-D ends it.
 """
+
+
+FAILED = 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,9 +68,16 @@ def parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     if strange:
         from leoserve.settings import Settings, flag, suggest
 
-        close = suggest(strange[0].partition("=")[0], [flag(name) for name in Settings.model_fields])
-        is_option = strange[0].startswith("-")
-        known.error(f"there is no option {strange[0]}{close}" if is_option else f"{strange[0]} is one too many")
+        options = [flag(name) for name in Settings.model_fields if name != "model"]
+        options += [flag(f"no_{name}") for name, field in Settings.model_fields.items() if field.annotation is bool]
+        word = strange[0].partition("=")[0]
+        if not word.startswith("-"):
+            message = f"{word} is one too many"
+        elif word == "--model":
+            message = "the model is given without a flag: leoserve serve MODEL"
+        else:
+            message = f"there is no option {word}{suggest(word, options)}"
+        known.exit(2, f"leoserve: error: {message} (see leoserve {given.command} --help)\n")
     return vars(given)
 
 
@@ -78,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(given)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
 
 
 def run_serve(flags: dict[str, Any]) -> int:
@@ -113,10 +127,10 @@ def run_chat(flags: dict[str, Any]) -> int:
 
     key = flags["api_key"] or os.environ.get("LEOSERVE_API_KEY")
     try:
-        chat.run(flags["url"], model=flags["model"], system=flags["system"], api_key=key)
+        well = chat.run(flags["url"], model=flags["model"], system=flags["system"], api_key=key)
     except chat.ChatError as error:
         return complain(error)
-    return 0
+    return 0 if well or sys.stdin.isatty() else FAILED
 
 
 def complain(error: Exception) -> int:

@@ -30,6 +30,7 @@ logger = logging.getLogger("leoserve")
 FLUSH_SECONDS = 5  # how long the last bytes of ended answers may take to leave
 OTHER_FILES = 128  # that this process has open beside its connections
 KEEP_ALIVE_SECONDS = 75  # an idle connection's life; longer than the usual proxy keeps its own, so that it closes first
+LAST_WORDS_SECONDS = 1  # for the error events of answers that a second signal cuts off
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -141,12 +142,17 @@ class Lifecycle:
             return
         self.exit_code = 128 + number
         self.draining.cancel()
-        self.server.config.timeout_graceful_shutdown = 0
-        self.server.force_exit = self.server.should_exit = True
+        logger.warning("stopping at once; answers cut off: %d", self.engine.in_flight)
+        self.engine.abandon("the server is shutting down")
+        logging.getLogger("uvicorn.error").disabled = True  # what it would say now is that, in tracebacks
+        self.server.config.timeout_graceful_shutdown = LAST_WORDS_SECONDS
+        self.server.should_exit = True
 
     async def drain(self) -> None:
         """Let running answers finish within the grace, then end the server."""
-        logger.info("stopping; running answers have %g s to finish, a second signal ends them at once", self.grace)
+        running = self.engine.in_flight
+        more = f"; running answers: {running}; they have {self.grace:g} s, a second signal ends them at once"
+        logger.info("stopping%s", more if running else "")
         try:
             await self.engine.drain(self.grace)
             await self.engine.stop()  # what still runs gets an error event

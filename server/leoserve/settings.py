@@ -378,9 +378,11 @@ class Settings(BaseSettings):
     def api_keys(self) -> list[str]:
         """The keys of --api-key and of --api-key-file. Raises SettingsError when the file cannot be read or is empty.
 
-        An empty file is an error, since it would otherwise open a server that was meant to be closed.
+        An empty file or key is an error, since it would otherwise open a server that was meant to be closed.
         """
         keys = list(self.api_key)
+        if not all(key.strip() for key in keys):
+            raise SettingsError("--api-key: the key is empty; give one, or leave the option out to let everybody in")
         if self.api_key_file is not None:
             try:
                 lines = self.api_key_file.read_text(encoding="utf-8").splitlines()

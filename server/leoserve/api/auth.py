@@ -41,7 +41,7 @@ def require_key(keys: Sequence[str]) -> Callable[[Request], Awaitable[None]]:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         found = matching_hash(hashes, key.strip().encode("latin-1"))  # a header's bytes, as they came
-        if scheme.lower() != "bearer" or found is None:
+        if scheme.lower() != "bearer" or found is None or not key.strip():
             fault = "is not valid" if key else "is missing"
             raise ApiError(
                 401,

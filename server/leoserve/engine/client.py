@@ -131,16 +131,20 @@ class EngineClient:
         while self._streams and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         finished = not self._streams
-        for stream in self._streams.values():
-            stream.queue.put_nowait(EngineDied("the server is shutting down"))
+        self.abandon("the server is shutting down")
         return finished
+
+    def abandon(self, message: str) -> None:
+        """End all requests with EngineDied."""
+        for stream in self._streams.values():
+            stream.queue.put_nowait(EngineDied(message))
 
     async def stop(self) -> None:
         """End the engine's process and remove its sockets. Requests still running get EngineDied."""
         self._stopping = True
         if self._restart is not None:
             self._restart.cancel()
-        self._fail_streams("the server is shutting down")
+        self.abandon("the server is shutting down")
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.hang_up()
@@ -227,6 +231,8 @@ class EngineClient:
             self.ready = message
             self._ready_at = time.monotonic()
             self._failed_starts = 0
+            if self.restarts:
+                log.info("the engine serves again")
             if self.state != "draining":
                 self._enter("ready")
         else:
@@ -249,7 +255,7 @@ class EngineClient:
         if self.ready is None:
             self._enter("failed")
             return
-        self._fail_streams(f"{self.failure} and is being restarted")
+        self.abandon(f"{self.failure} and is being restarted")
         self._unanswered = None
         if served is None:
             self._failed_starts += 1
@@ -273,10 +279,6 @@ class EngineClient:
                 self._failed_starts += 1
                 log.error("the engine cannot be started: %s; trying again in %g s", error, self._backoff)
         self._listen()
-
-    def _fail_streams(self, message: str) -> None:
-        for stream in self._streams.values():
-            stream.queue.put_nowait(EngineDied(message))
 
     def _enter(self, state: State) -> None:
         self.state = state
