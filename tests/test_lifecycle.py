@@ -196,6 +196,7 @@ def test_a_signal_while_the_engine_is_being_started_leaves_nothing(checkpoint: P
 
 async def test_draining_that_goes_wrong_still_ends_the_server() -> None:
     class Engine:
+        in_flight = 0
         stopped = 0
 
         async def start(self) -> None: ...
