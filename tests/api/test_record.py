@@ -44,6 +44,7 @@ async def test_a_refused_request_leaves_its_status(server: Running, log: pytest.
         (400, None, 0),
         (400, None, 0),
     ]
+    assert [line["error"].partition(":")[0] for line in requests(log)] == ["temperature", "prompt"]
 
 
 async def test_a_failure_leaves_status_500(

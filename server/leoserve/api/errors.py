@@ -151,6 +151,9 @@ async def on_error(request: Request, error: Exception) -> Response:
     if api_error.status != 500:
         metrics: Metrics = request.app.state.context.metrics
         metrics.rejected(rejection(api_error))
+    record = getattr(request.state, "record", None)
+    if record is not None:
+        record.error = api_error.message if api_error.param is None else f"{api_error.param}: {api_error.message}"
     return error_response(api_error)
 
 

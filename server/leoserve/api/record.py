@@ -32,6 +32,7 @@ class Record:
     first_token_at: float = 0.0
     last_token_at: float = 0.0
     gone: bool = False  # the client, or whatever else waited for the answer
+    error: str = ""  # why it was not answered, as the client was told
     finished: list[str] = field(default_factory=list)  # reasons, in the order of the ends
 
     @property
@@ -99,6 +100,7 @@ class Record:
             "id": self.id,
             "model": self.model,
             "status": status,
+            **({"error": self.error} if self.error else {}),
             "finish_reason": ",".join(dict.fromkeys(self.finished)),
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
