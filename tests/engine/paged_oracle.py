@@ -42,6 +42,7 @@ class PagedOracle:
         self.budget = budget
         self.vocab = vocab
         self.tables: dict[int, list[int]] = {}
+        self.ends: dict[int, int] = {}  # of each slot's sequence: its first position not yet computed
         self.tokens: dict[int, list[int]] = {}  # of each slot's sequence, as far as it was ever to be computed
         self.failing_token: int | None = None
         self.fail_once_after_writing = False  # as when memory runs out between two layers
@@ -70,6 +71,9 @@ class PagedOracle:
             raise RuntimeError("failed after the keys were written")
         for row in step.rows:
             self._attend(row)
+            twice = not row.admitted and row.start != self.ends[row.slot]
+            self.require(not twice, "a position is computed twice, or left out, without a preemption")
+            self.ends[row.slot] = row.start + len(row.tokens)
             self.computed.append((row.slot, row.start, len(row.tokens)))
         return [RowResult(token=self._sample(row) if row.samples else None) for row in step.rows]
 

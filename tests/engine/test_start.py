@@ -43,8 +43,8 @@ def test_float16_stays_float16_on_a_gpu() -> None:
     assert choose_dtype("auto", "float16", torch.device("cuda", 0))[0] is torch.float16
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there_is_said_so() -> None:
+def test_a_gpu_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(CannotStart, match="--device cpu"):
         choose_device("cuda")
 

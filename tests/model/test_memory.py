@@ -82,6 +82,15 @@ def test_a_context_that_does_not_fit_says_which_would(leo_7b: ModelConfig, monke
         plan(leo_7b)
 
 
+def test_a_cache_without_room_for_a_block_recommends_no_context_of_zero(
+    leo_7b: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have(monkeypatch, 100)
+    with pytest.raises(TooLittleMemory, match=r"give it more by --kv-cache-memory") as caught:
+        plan(leo_7b, memory_bytes=1000)
+    assert "--max-model-len" not in str(caught.value)
+
+
 def test_more_cache_than_memory_is_refused(leo_7b: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, 8)
     with pytest.raises(TooLittleMemory, match=r"would take 16.00 GiB and 8.00 GiB are available.*at most 256 blocks"):

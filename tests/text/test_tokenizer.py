@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -208,19 +207,17 @@ def test_loading_imports_neither_torch_nor_transformers(folders: dict[str, Path]
 def test_other_threads_run_while_a_long_text_is_encoded(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(write_checkpoint(tmp_path, sentencepiece_like(legacy=True)))
     text = "Über die alte Brücke fahren morgens viele Menschen. " * 30_000
-    gaps, done = [0.0], threading.Event()
+    ticks, done = [0], threading.Event()
 
     def tick() -> None:
-        last = time.perf_counter()
         while not done.wait(0.001):
-            gaps.append(time.perf_counter() - last)
-            last = time.perf_counter()
+            ticks[0] += 1
 
     ticking = threading.Thread(target=tick)
     ticking.start()
-    begin = time.perf_counter()
+    before = ticks[0]
     tokenizer.encode(text)
-    took = time.perf_counter() - begin
+    during = ticks[0] - before
     done.set()
     ticking.join()
-    assert max(gaps) < 0.8 * took
+    assert during >= 10  # with the GIL held throughout, one or two around the call

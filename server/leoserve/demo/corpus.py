@@ -272,7 +272,8 @@ class Corpus:
             kind = rng.choice(followed)
             first = self.ask(rng, rng.choice(self.by_kind[kind]))
             follow = self.follow_up(rng, kind, held_out=True)
-            assert follow is not None, kind
+            if follow is None:
+                raise ValueError(f"the follow-ups of {kind} have no held-out phrasing")
             items.append(Item("follow-up", as_messages([first, follow])[:-1], follow[1]))
         return items
 
