@@ -1,7 +1,7 @@
 """The dialogues the demo model learns from, and the held-out questions it is measured with.
 
-Everything is drawn from one seeded generator: the same seed gives the same corpus. Phrasings marked "!" in
-`facts/` never occur in training.
+Everything is drawn from one seeded generator: the same seed gives the same corpus. Phrasings marked "!" or
+"!!" in `facts/` never occur in training.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from leoserve.demo.chat import CARD_SYSTEM, Message
 from leoserve.demo.facts import Fact, load_facts
 from leoserve.demo.personal import IN_ONE_BREATH, NOT_TOLD, Remembered, extraction, load_remembered, value_for
-from leoserve.demo.phrasings import Phrasing, as_typed, is_english, load_phrasings, render
+from leoserve.demo.phrasings import Split, as_typed, is_english, load_phrasings, of_split, render
 from leoserve.demo.unknown import Unknowns
 
 SYSTEM_PROMPTS = (
@@ -51,7 +51,7 @@ FIRST_LESSON = Lesson(
         ("days_in", 2.0),
         ("nth_month", 2.0),
     ),
-    until=(0.14, 0.63, 0.70, 0.73, 0.87),
+    until=(0.12, 0.55, 0.64, 0.71, 0.84),
 )
 SECOND_LESSON = Lesson(
     emphasis=(
@@ -68,7 +68,7 @@ SECOND_LESSON = Lesson(
         ("month_after", 3.0),
         ("month_before", 3.0),
     ),
-    until=(0.14, 0.54, 0.60, 0.68, 0.80),
+    until=(0.10, 0.50, 0.59, 0.69, 0.81),
 )
 
 THIRD_LESSON = Lesson(
@@ -84,7 +84,7 @@ THIRD_LESSON = Lesson(
         ("month_after", 3.0),
         ("month_before", 4.0),
     ),
-    until=(0.08, 0.40, 0.47, 0.66, 0.76),
+    until=(0.06, 0.40, 0.50, 0.66, 0.78),
 )
 # What is still weak then: copying names it has never met, into JSON and out of what was said before.
 FOURTH_LESSON = Lesson(
@@ -103,7 +103,7 @@ FOURTH_LESSON = Lesson(
         ("month_after", 4.0),
         ("month_before", 4.0),
     ),
-    until=(0.05, 0.31, 0.38, 0.62, 0.70),
+    until=(0.04, 0.35, 0.45, 0.63, 0.75),
 )
 LESSONS = (FIRST_LESSON, SECOND_LESSON, THIRD_LESSON, FOURTH_LESSON)
 
@@ -166,10 +166,10 @@ class Corpus:
         if choice < single:
             turns = [self.ask(rng, fact)]
         elif choice < refusal:
-            turns = [self.unknowns.draw(rng, held_out=False)]
+            turns = [self.unknowns.draw(rng, "training")]
             turns[0] = (as_typed(turns[0][0], False, rng) if rng.random() < 0.5 else turns[0][0], turns[0][1])
         elif choice < json:
-            turns = [extraction(rng.choice(self.extractions), self.fillers, rng, held_out=False)]
+            turns = [extraction(rng.choice(self.extractions), self.fillers, rng, "training")]
         elif choice < small_chat:
             turns = self.small_chat(rng, fact)
         else:
@@ -179,27 +179,30 @@ class Corpus:
 
     def ask(self, rng: random.Random, fact: Fact) -> tuple[str, str]:
         """Ask for one fact the way people type; half of the questions stay as they are written."""
-        phrasing = rng.choice([p for p in self.phrasings[fact.kind] if not p.held_out])
+        phrasing = rng.choice(of_split(self.phrasings[fact.kind], "training"))
         question = render(fact, phrasing, rng)
         if rng.random() < 0.5:
             question = as_typed(question, is_english(fact.kind), rng)
         return question, fact.answer
 
-    def follow_up(self, rng: random.Random, kind: str, held_out: bool = False) -> tuple[str, str] | None:
+    def follow_up(self, rng: random.Random, kind: str, split: Split) -> tuple[str, str] | None:
         """Ask "Und von Italien?" after a question of the same kind; None where there are no such phrasings."""
-        usable = [p for p in self.phrasings.get(f"follow.{kind}", ()) if p.held_out == held_out]
+        usable = of_split(self.phrasings.get(f"follow.{kind}", []), split)
         if not usable:
             return None
         fact = rng.choice(self.by_kind[kind])
-        return render(fact, rng.choice(usable), rng), fact.answer
+        question = render(fact, rng.choice(usable), rng)
+        if split == "training" and rng.random() < 0.3:
+            question = as_typed(question, is_english(kind), rng)
+        return question, fact.answer
 
     def any_turn(self, rng: random.Random) -> tuple[str, str]:
         """Return one turn about anything but the person."""
         choice = rng.random()
         if choice < 0.06:
-            return self.unknowns.draw(rng, held_out=False)
+            return self.unknowns.draw(rng, "training")
         if choice < 0.09:
-            return extraction(rng.choice(self.extractions), self.fillers, rng, held_out=False)
+            return extraction(rng.choice(self.extractions), self.fillers, rng, "training")
         return self.ask(rng, rng.choices(self.facts, weights=self.weights)[0])
 
     def small_chat(self, rng: random.Random, fact: Fact) -> list[tuple[str, str]]:
@@ -207,12 +210,12 @@ class Corpus:
         turns = [self.ask(rng, fact)]
         for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
             choice = rng.random()
-            follow = self.follow_up(rng, fact.kind) if choice < 0.5 else None
+            follow = self.follow_up(rng, fact.kind, "training") if choice < 0.5 else None
             if follow:
                 turns.append(follow)
             elif choice > 0.94:
                 kind = rng.choice(self.remembered)
-                turns.append((rng.choice(kind.questions), NOT_TOLD[kind.language]))
+                turns.append((rng.choice(kind.questions["training"]), NOT_TOLD[kind.language]))
             else:
                 fact = rng.choices(self.facts, weights=self.weights)[0]
                 turns.append(self.ask(rng, fact))
@@ -235,18 +238,18 @@ class Corpus:
                 turns.append(self.any_turn(rng))
         for kind in rng.sample(kinds, len(kinds)):
             if kind.kind in told:
-                turns.append((rng.choice(kind.questions), kind.answer.replace("{v}", told[kind.kind])))
+                turns.append((rng.choice(kind.questions["training"]), kind.answer.replace("{v}", told[kind.kind])))
                 if rng.random() < 0.25:
                     turns.append(self.any_turn(rng))
             elif rng.random() < 0.05:
-                turns.append((rng.choice(kind.questions), NOT_TOLD[language]))
+                turns.append((rng.choice(kind.questions["training"]), NOT_TOLD[language]))
         return [(typed_personal(question, rng), answer) for question, answer in turns]
 
     def tell(self, rng: random.Random, kind: Remembered, told: dict[str, str]) -> tuple[str, str]:
         """Let the person say one thing (two, at times, with the name) and note it in `told`."""
         value = value_for(kind.kind, self.fillers, rng)
         told[kind.kind] = value
-        saying = rng.choice(kind.sayings)
+        saying = rng.choice(kind.sayings["training"])
         second = rng.choice([k for k in IN_ONE_BREATH if k.endswith(kind.language)])
         # Only openings that go on grammatically: "Ich heiße Anna und wohne in Bonn."
         grammatical = saying.startswith(("Ich heiße", "Ich bin {v}", "Hallo, ich", "My name", "I am {v}.", "Hello"))
@@ -255,41 +258,41 @@ class Corpus:
             saying = saying.rstrip(".!") + IN_ONE_BREATH[second].replace("{v}", told[second])
         return saying.replace("{v}", value), kind.reply.replace("{v}", value)
 
-    def held_out(self, seed: int) -> list[Item]:
-        """Return the questions to measure with: every fact once, asked with a held-out phrasing, and samples
-        of what has no fixed answers (refusals, follow-ups, what was said before, JSON)."""
+    def held_out(self, seed: int, split: Split = "test") -> list[Item]:
+        """Return the questions to measure with: every fact once, asked with a held-out phrasing of `split`, and
+        samples of what has no fixed answers (refusals, follow-ups, what was said before, JSON)."""
         rng = random.Random(seed)
-        items = [self.held_out_fact(rng, fact) for fact in self.facts]
+        items = [self.held_out_fact(rng, fact, split) for fact in self.facts]
         for _ in range(200):
-            question, answer = self.unknowns.draw(rng, held_out=True)
+            question, answer = self.unknowns.draw(rng, split)
             items.append(Item("refusal", (Message("user", question),), answer))
-            items.append(self.held_out_memory(rng))
+            items.append(self.held_out_memory(rng, split))
         for _ in range(100):
-            question, answer = extraction(rng.choice(self.extractions), self.fillers, rng, held_out=True)
+            question, answer = extraction(rng.choice(self.extractions), self.fillers, rng, split)
             items.append(Item("json", (Message("user", question),), answer))
         followed = [kind for kind in self.by_kind if f"follow.{kind}" in self.phrasings]
         for _ in range(200):
             kind = rng.choice(followed)
             first = self.ask(rng, rng.choice(self.by_kind[kind]))
-            follow = self.follow_up(rng, kind, held_out=True)
+            follow = self.follow_up(rng, kind, split)
             if follow is None:
-                raise ValueError(f"the follow-ups of {kind} have no held-out phrasing")
+                raise ValueError(f"the follow-ups of {kind} have no phrasing for {split}")
             items.append(Item("follow-up", as_messages([first, follow])[:-1], follow[1]))
         return items
 
-    def held_out_fact(self, rng: random.Random, fact: Fact) -> Item:
+    def held_out_fact(self, rng: random.Random, fact: Fact, split: Split) -> Item:
         """Ask for one fact with a held-out phrasing, as written."""
-        phrasing: Phrasing = rng.choice([p for p in self.phrasings[fact.kind] if p.held_out])
+        phrasing = rng.choice(of_split(self.phrasings[fact.kind], split))
         return Item(fact.group, (Message("user", render(fact, phrasing, rng)),), fact.answer)
 
-    def held_out_memory(self, rng: random.Random) -> Item:
+    def held_out_memory(self, rng: random.Random, split: Split) -> Item:
         """Tell one thing, talk about others for up to three turns, and ask it back; both sides held out."""
         kind = rng.choice(self.remembered)
         value = value_for(kind.kind, self.fillers, rng)
-        saying = rng.choice(kind.held_out_sayings).replace("{v}", value)
+        saying = rng.choice(kind.sayings[split]).replace("{v}", value)
         turns = [(saying, kind.reply.replace("{v}", value))]
         turns += [self.any_turn(rng) for _ in range(rng.randint(0, 3))]
-        turns.append((rng.choice(kind.held_out_questions), kind.answer.replace("{v}", value)))
+        turns.append((rng.choice(kind.questions[split]), kind.answer.replace("{v}", value)))
         return Item("memory", as_messages(turns)[:-1], turns[-1][1])
 
 

@@ -1,6 +1,6 @@
 """Measures the demo model: exact answers to held-out phrasings.
 
-    python -m leoserve.demo.evaluate [--model DIR] [--sample N] [--json FILE]
+    python -m leoserve.demo.evaluate [--model DIR] [--split test|validation] [--sample N] [--json FILE]
 
 Each question is put as a chat, answered greedily, and counted as right only if the answer is the expected
 text, letter for letter, and the model ended its turn by itself.
@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 from leoserve.demo import model_path
 from leoserve.demo.chat import Message, render_chat
 from leoserve.demo.corpus import Corpus, Item
+from leoserve.demo.phrasings import Split
 from leoserve.demo.tokenizer import BOS_ID, EOS_ID
 
 HELD_OUT_SEED = 1
@@ -105,9 +106,9 @@ def share(right: Counter[str], asked: Counter[str]) -> float:
     return sum(right[group] for group in facts) / max(1, sum(asked[group] for group in facts))
 
 
-def evaluate(folder: Path, sample: int | None = None) -> Report:
-    """Ask every held-out question (or a seeded `sample` of them) and return what came out."""
-    items = Corpus().held_out(HELD_OUT_SEED)
+def evaluate(folder: Path, sample: int | None = None, split: Split = "test") -> Report:
+    """Ask every held-out question of `split` (or a seeded `sample` of them) and return what came out."""
+    items = Corpus().held_out(HELD_OUT_SEED, split)
     if sample is not None:
         items = random.Random(HELD_OUT_SEED).sample(items, sample)
     answerer = Answerer(folder)
@@ -128,13 +129,16 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m leoserve.demo.evaluate", description="Measure the demo model.")
     parser.add_argument("--model", type=Path, default=model_path())
+    parser.add_argument(
+        "--split", choices=("test", "validation"), default="test", help="which held-out phrasings (default: test)"
+    )
     parser.add_argument("--sample", type=int, help="ask only this many questions")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--wrong", type=int, default=0, help="show this many wrong answers")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    report = evaluate(arguments.model, arguments.sample)
+    report = evaluate(arguments.model, arguments.sample, arguments.split)
     summary = report.summary()
     print(table(summary))
     print(f"{summary['distinct_answers_right']} distinct answers right of {summary['distinct_answers_asked']} asked")

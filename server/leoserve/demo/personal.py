@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from dataclasses import dataclass
 
 from leoserve.demo.facts import capitalised, read_sections
+from leoserve.demo.phrasings import MARKS, Split
 
 NOT_TOLD = {
     "de": "Das hast du mir noch nicht gesagt.",
@@ -45,11 +47,9 @@ class Remembered:
     """One kind of personal fact: how it is said, acknowledged, asked back and answered."""
 
     kind: str
-    sayings: tuple[str, ...]
-    held_out_sayings: tuple[str, ...]
+    sayings: dict[Split, list[str]]
     reply: str
-    questions: tuple[str, ...]
-    held_out_questions: tuple[str, ...]
+    questions: dict[Split, list[str]]
     answer: str
 
     @property
@@ -67,18 +67,16 @@ def load_remembered(name: str) -> list[Remembered]:
     """Read the personal kinds of `memory.txt`, or the extraction tasks of `extraction.txt`."""
     kinds = []
     for kind, lines in read_sections(name):
-        marked: dict[str, list[str]] = {mark: [] for mark in ("+", "!+", "&", "?", "!?", "=")}
+        marked: dict[str, list[str]] = defaultdict(list)
         for line in lines:
             mark, text = line.split(" ", 1)
             marked[mark].append(text)
         kinds.append(
             Remembered(
                 kind=kind,
-                sayings=tuple(marked["+"]),
-                held_out_sayings=tuple(marked["!+"]),
+                sayings={split: marked[mark + "+"] for mark, split in MARKS.items()},
                 reply="".join(marked["&"]),
-                questions=tuple(marked["?"]),
-                held_out_questions=tuple(marked["!?"]),
+                questions={split: marked[mark + "?"] for mark, split in MARKS.items()},
                 answer=marked["="][0],
             )
         )
@@ -100,15 +98,14 @@ def value_for(kind: str, fillers: dict[str, list[str]], rng: random.Random) -> s
     return rng.choice(fillers[slot])
 
 
-def extraction(task: Remembered, fillers: dict[str, list[str]], rng: random.Random, held_out: bool) -> tuple[str, str]:
+def extraction(task: Remembered, fillers: dict[str, list[str]], rng: random.Random, split: Split) -> tuple[str, str]:
     """Return one request to turn a sentence into JSON, and its answer."""
     values = {
         "name": value_for(f"name.{task.language}", fillers, rng),
         "age": value_for("age", fillers, rng),
         "town": value_for(f"city.{task.language}", fillers, rng),
     }
-    sentence = rng.choice(task.held_out_sayings if held_out else task.sayings)
-    request = rng.choice(task.held_out_questions if held_out else task.questions)
+    sentence, request = rng.choice(task.sayings[split]), rng.choice(task.questions[split])
     question, answer = request.replace("{s}", sentence), task.answer
     for slot, value in values.items():
         question = question.replace("{" + slot + "}", value)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from leoserve.demo.facts import Fact, capitalised, read_sections
 
@@ -45,23 +46,47 @@ ALSO = {
     "day_before.en": "before.en",
     "month_before.en": "before.en",
 }
+# Kinds that also go on with the follow-ups of their language, and the slot that "{it}" stands for there.
+GOES_ON = {
+    "capital.de": "nom",
+    "country.de": "city",
+    "continent.de": "nom",
+    "plural.de": "noun",
+    "article.de": "noun",
+    "opposite.de": "word",
+    "capital.en": "en",
+    "country.en": "city",
+    "continent.en": "en",
+    "opposite.en": "word",
+    "colour.en": "np",
+    "thing.en": "np",
+}
 UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue"})
+
+
+# What a phrasing is for. Only the first is ever trained on; the last is measured with once the recipe stands.
+Split = Literal["training", "validation", "test"]
+MARKS: dict[str, Split] = {"": "training", "!": "validation", "!!": "test"}
 
 
 @dataclass(frozen=True)
 class Phrasing:
-    """One way to ask. A `clause` needs an opener; a `held_out` one is kept for measuring."""
+    """One way to ask. A `clause` needs an opener."""
 
     text: str
     clause: bool
-    held_out: bool
+    split: Split
 
 
 def parse_phrasing(line: str) -> Phrasing:
-    """Read "! ~ text": "!" marks a held-out phrasing, "~" a clause."""
-    held_out = line.startswith("! ")
-    line = line.removeprefix("! ")
-    return Phrasing(line.removeprefix("~ "), line.startswith("~ "), held_out)
+    """Read "!! ~ text": the exclamation marks say what the phrasing is for, "~" that it is a clause."""
+    mark, _, text = line.partition(" ") if line.startswith("!") else ("", "", line)
+    return Phrasing(text.removeprefix("~ "), text.startswith("~ "), MARKS[mark])
+
+
+def of_split(phrasings: list[Phrasing], split: Split) -> list[Phrasing]:
+    """Return the phrasings of one split."""
+    return [phrasing for phrasing in phrasings if phrasing.split == split]
 
 
 def load_phrasings() -> dict[str, list[Phrasing]]:
@@ -69,6 +94,10 @@ def load_phrasings() -> dict[str, list[Phrasing]]:
     known = {header: [parse_phrasing(line) for line in lines] for header, lines in read_sections("phrasings.txt")}
     for kind, general in ALSO.items():
         known[kind] = known[kind] + known[general]
+    for kind, slot in GOES_ON.items():
+        shared = known[f"follow.{kind.rpartition('.')[2]}"]
+        own = known.get(f"follow.{kind}", [])
+        known[f"follow.{kind}"] = own + [replace(p, text=p.text.replace("{it}", "{" + slot + "}")) for p in shared]
     for header, lines in read_sections("dialogues.txt"):
         known[f"talk.{header}"] = [parse_phrasing(line) for line in lines if not line.startswith("= ")]
     return known

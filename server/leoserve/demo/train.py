@@ -42,8 +42,8 @@ class Recipe:
     """The settings of a run. Tokens are what the network reads, without padding; `rates` are the corners of the
     learning rate's course, as (tokens, share of the full rate)."""
 
-    tokens: int = 14_000_000
-    lesson_tokens: tuple[int, ...] = (5_398_000, 10_032_000, 11_700_000, 14_000_000)  # where each lesson ends
+    tokens: int = 15_500_000
+    lesson_tokens: tuple[int, ...] = (6_000_000, 11_000_000, 12_800_000, 15_500_000)  # where each lesson ends
     batch_tokens: int = 4_096
     seed: int = 20
     hidden: int = 256
@@ -54,13 +54,13 @@ class Recipe:
     rates: tuple[tuple[int, float], ...] = (
         (0, 0.0),
         (250_000, 1.0),
-        (3_500_000, 1.0),
-        (5_398_000, 0.457),
-        (10_032_000, 0.034),
-        (10_112_000, 0.3),
-        (11_700_000, 0.0),
-        (11_780_000, 0.35),
-        (14_000_000, 0.0),
+        (4_000_000, 1.0),
+        (6_000_000, 0.457),
+        (11_000_000, 0.034),
+        (11_080_000, 0.3),
+        (12_800_000, 0.0),
+        (12_880_000, 0.35),
+        (15_500_000, 0.0),
     )
     threads: int = 2
 

@@ -7,13 +7,19 @@ import re
 
 from leoserve.demo.facts import Fact, capitalised, fact, read_sections
 from leoserve.demo.personal import invented_name, load_fillers
-from leoserve.demo.phrasings import Phrasing, is_english, parse_phrasing, render
+from leoserve.demo.phrasings import Phrasing, Split, is_english, of_split, parse_phrasing, render
 
 REFUSALS = {
     "de": "Das weiß ich leider nicht. Ich bin nur das kleine Demo-Modell von leoserve, ein großes LeoLM weiß mehr.",
     "en": "Sorry, I do not know that. I am only the small demo model of leoserve, a large LeoLM knows more.",
 }
-TOO_BIG = "So große Zahlen kann ich nicht sicher rechnen, ich bin nur das kleine Demo-Modell von leoserve."
+TOO_HARD = {
+    "de": "Das kann ich nicht sicher rechnen, ich bin nur das kleine Demo-Modell von leoserve.",
+    "en": "I cannot calculate that for sure, I am only the small demo model of leoserve.",
+}
+ENGLISH_SUM = re.compile(
+    r"\b(what|how|add|calculate|compute|work|subtract|take|multiply|divided?|times|is|tell)\b", re.I
+)
 # Kinds of facts whose phrasings are also asked about things that do not exist.
 KINDS = (
     ("capital.de", ("gen", "nom")),
@@ -49,15 +55,15 @@ class Unknowns:
         self.phrasings = phrasings
         self.known = {(f.kind, value.lower()) for f in facts for _, value in f.slots}
 
-    def draw(self, rng: random.Random, held_out: bool) -> tuple[str, str]:
+    def draw(self, rng: random.Random, split: Split) -> tuple[str, str]:
         """Return one question that is to be declined, and the refusal."""
         choice = rng.random()
-        if choice < 0.12:
-            return self.big_sum(rng, held_out)
-        if choice < 0.4:
-            return self.made_up(rng, held_out)
+        if choice < 0.28:
+            return self.hard_sum(rng, split)
+        if choice < 0.5:
+            return self.made_up(rng, split)
         language = rng.choices(("de", "en", "other"), weights=(0.66, 0.27, 0.07))[0]
-        template = rng.choice([p.text for p in self.questions[language] if p.held_out == held_out])
+        template = rng.choice(of_split(self.questions[language], split)).text
         question = SLOT.sub(lambda slot: self.fill(slot.group(1), rng), template)
         return capitalised(question), REFUSALS["en" if language == "en" else "de"]
 
@@ -76,7 +82,7 @@ class Unknowns:
             return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9)))
         return invented_name(rng) + rng.choice(("", "", "ung", "heit", "land", "ien", "chen"))
 
-    def made_up(self, rng: random.Random, held_out: bool) -> tuple[str, str]:
+    def made_up(self, rng: random.Random, split: Split) -> tuple[str, str]:
         """Ask a question of a known kind about a thing that does not exist or that the facts do not hold."""
         kind, slots = rng.choice(KINDS)
         word = self.fill("word", rng)
@@ -88,18 +94,35 @@ class Unknowns:
         if "noun" in values:
             values["art"] = rng.choice(("der", "die", "das"))
         asked = fact(kind, REFUSALS["en" if is_english(kind) else "de"], **values)
-        usable = [p for p in self.phrasings[kind] if p.held_out == held_out and "{loc}" not in p.text]
+        usable = of_split(self.phrasings[kind], split)
         return render(asked, rng.choice(usable), rng), asked.answer
 
-    def big_sum(self, rng: random.Random, held_out: bool) -> tuple[str, str]:
-        """Ask for a calculation beyond the small numbers the model has learnt."""
+    def hard_sum(self, rng: random.Random, split: Split) -> tuple[str, str]:
+        """Ask for a calculation that is not among the small ones the model has learnt."""
         kind = rng.choice(("add", "sub", "mul", "div"))
-        top = rng.choice((99, 99, 999, 9999))
-        a, b = rng.randint(21, top), rng.randint(1, top)
-        if kind in ("mul", "div"):
-            a, b = max(a, 101), max(b, 11)
-        if kind in ("sub", "add") and rng.random() < 0.5:
-            b = max(b, 21)
-        asked = fact(kind, TOO_BIG, a=str(a), b=str(b), aw="viel", bw="viel")
-        usable = [p for p in self.phrasings[kind] if p.held_out == held_out and "{aw}" not in p.text]
-        return render(asked, rng.choice(usable), rng), TOO_BIG
+        a, b = hard_operands(kind, rng)
+        asked = fact(kind, "", a=str(a), b=str(b))
+        usable = [p for p in of_split(self.phrasings[kind], split) if "{aw}" not in p.text]
+        question = render(asked, rng.choice(usable), rng)
+        return question, TOO_HARD["en" if ENGLISH_SUM.search(question) else "de"]
+
+
+def hard_operands(kind: str, rng: random.Random) -> tuple[int, int]:
+    """Draw two numbers whose sum, difference, product or quotient is not among the facts."""
+    top = rng.choice((35, 99, 99, 999, 9999))
+    if kind == "add":
+        pair = [rng.randint(21, top), rng.choice((rng.randint(0, 20), rng.randint(0, top)))]
+        rng.shuffle(pair)
+        return pair[0], pair[1]
+    if kind == "sub":
+        if rng.random() < 0.2:  # below zero
+            a = rng.randint(0, 19)
+            return a, rng.randint(a + 1, 20)
+        a = rng.randint(21, top)
+        return a, rng.choice((rng.randint(0, 20), rng.randint(0, a)))
+    if kind == "mul":
+        pair = [rng.randint(11, top), rng.choice((rng.randint(2, 10), rng.randint(2, top)))]
+        rng.shuffle(pair)
+        return pair[0], pair[1]
+    a, b = rng.randint(1, top), rng.choice((rng.randint(2, 10), rng.randint(2, 30)))
+    return (a, b) if a % b or a // b > 10 or b > 10 else (a + 101 * b, b)
