@@ -1,12 +1,13 @@
 """Attention over a paged key-value cache: one contract, a plain reference, and faster ways to the same numbers."""
 
 from leokernels.attention import NAMES, Choice, attention, choose, new_cache, write_kv
-from leokernels.contract import AttentionMetadata, UnsupportedAttention
+from leokernels.contract import AttentionMetadata, KVCache, UnsupportedAttention
 
 __all__ = [
     "NAMES",
     "AttentionMetadata",
     "Choice",
+    "KVCache",
     "UnsupportedAttention",
     "attention",
     "choose",

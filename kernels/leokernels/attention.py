@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from leokernels import cpu, reference
-from leokernels.contract import AttentionFunction, AttentionMetadata, UnsupportedAttention
+from leokernels.contract import AttentionFunction, AttentionMetadata, KVCache, UnsupportedAttention
+from leokernels.quantize import EIGHT_BIT, quantize
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -98,8 +99,8 @@ def new_cache(
     dtype: torch.dtype,
     device: torch.device,
     implementation: str,
-) -> tuple[Tensor, Tensor]:
-    """One layer's keys and values, each [num_blocks, block_size, kv_heads, head_dim], as `implementation` reads them.
+) -> KVCache:
+    """One layer's keys and values, as `implementation` reads them; with scales when `dtype` has 8 bits.
 
     Not initialized: a slot that was not written is never read, and on a host a page takes memory and time only once it
     is used. The strides, and for bfloat16 on a CPU the keys' dtype (float16, of the same size), are the
@@ -108,24 +109,40 @@ def new_cache(
     if _entry(implementation).by_head:
         keys = torch.empty(num_blocks, kv_heads, head_dim, block_size, dtype=cpu.key_dtype(dtype), device=device)
         values = torch.empty(num_blocks, kv_heads, block_size, head_dim, dtype=dtype, device=device)
-        return keys.permute(0, 3, 1, 2), values.permute(0, 2, 1, 3)
+        return KVCache(keys.permute(0, 3, 1, 2), values.permute(0, 2, 1, 3))
     shape = (num_blocks, block_size, kv_heads, head_dim)
-    return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
+    keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+    if dtype not in EIGHT_BIT:
+        return KVCache(keys, values)
+    key_scales, value_scales = (torch.empty(shape[:3], dtype=torch.float32, device=device) for _ in range(2))
+    return KVCache(keys, values, key_scales, value_scales)
 
 
-def write_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-    """Put the T tokens' `key` and `value` [T, kv_heads, head_dim] into their slots of the cache."""
-    block_size = k_cache.shape[1]
+def write_kv(key: Tensor, value: Tensor, cache: KVCache, slot_mapping: Tensor) -> None:
+    """Put the T tokens' `key` and `value` [T, kv_heads, head_dim] into their slots, quantized if the cache has scales.
+
+    A slot of -1 is padding: nothing is written.
+    """
+    if slot_mapping.device.type != "cpu" or int(slot_mapping.min()) < 0:
+        kept = slot_mapping >= 0
+        key, value, slot_mapping = key[kept], value[kept], slot_mapping[kept]
+    block_size = cache.keys.shape[1]
     block = slot_mapping // block_size
     offset = slot_mapping % block_size
-    k_cache[block, offset] = key.to(k_cache.dtype)
-    v_cache[block, offset] = value.to(v_cache.dtype)
+    _put(key, cache.keys, cache.key_scales, block, offset)
+    _put(value, cache.values, cache.value_scales, block, offset)
+
+
+def _put(x: Tensor, pages: Tensor, scales: Tensor | None, block: Tensor, offset: Tensor) -> None:
+    if scales is None:
+        pages[block, offset] = x.to(pages.dtype)
+    else:
+        pages[block, offset], scales[block, offset] = quantize(x, pages.dtype)
 
 
 def attention(
     query: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    cache: KVCache,
     metadata: AttentionMetadata,
     *,
     scale: float,
@@ -135,12 +152,12 @@ def attention(
 ) -> Tensor:
     """Attention of the T query tokens over their sequences' cached keys; the contract says which each sees.
 
-    `query` [T, heads, head_dim]; the caches are new_cache's, already holding this step's keys and values. Returns `out`
+    `query` [T, heads, head_dim]; the cache is new_cache's, already holding this step's keys and values. Returns `out`
     [T, heads, head_dim], of the query's dtype. A row's result has the same bits whatever rows are beside it.
     """
     out = torch.empty_like(query) if out is None else out
     function = _entry(implementation).function
-    function(query, k_cache, v_cache, metadata, scale=scale, window=window, out=out)
+    function(query, cache, metadata, scale=scale, window=window, out=out)
     return out
 
 

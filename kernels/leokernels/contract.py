@@ -4,7 +4,7 @@ Row `r` of a step has `query_lens[r]` query tokens, the last of the `context_len
 of the row is at position `context_lens[r] - query_lens[r] + i` and sees the keys at positions `j` up to its own, of
 which a sliding window leaves the last `window` (the query's own among them). Key `j` of the row is in slot
 `j % block_size` of block `block_table[r, j // block_size]`. Slots that no query sees may hold anything, NaN too, and
-nothing of it gets through.
+nothing of it gets through. A cache of 8 bits has a scale for each token and KV head.
 """
 
 from __future__ import annotations
@@ -21,10 +21,31 @@ class UnsupportedAttention(Exception):
 
 
 @dataclass(slots=True)
+class KVCache:
+    """One layer's keys and values, in blocks. The strides of a tensor are its implementation's affair."""
+
+    keys: Tensor  # [num_blocks, block_size, kv_heads, head_dim]
+    values: Tensor  # the same
+    key_scales: Tensor | None = None  # [num_blocks, block_size, kv_heads] float32 of 8-bit caches: key = stored * scale
+    value_scales: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """All there are; the first axis of each is the block."""
+        return [part for part in (self.keys, self.values, self.key_scales, self.value_scales) if part is not None]
+
+    def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
+        """Block `sources[i]` to block `targets[i]`; both [n] int64."""
+        for part in self.tensors():
+            part[targets] = part[sources]
+
+
+@dataclass(slots=True)
 class AttentionMetadata:
     """What one step asks of attention, the same for every layer. R rows, T query tokens.
 
-    Tensors are on the device of the queries; `query_lens` and `context_lens` are the same numbers on the host.
+    Tensors are on the device of the queries; `query_lens` and `context_lens` are the same numbers on the host. What is
+    captured into a CUDA graph depends on `num_decode`, `max_query` and `max_context` only, and is replayed with other
+    tensors: there a row that pads the batch has a context of 0.
     """
 
     num_decode: int  # the first num_decode rows have one query token each
@@ -34,11 +55,13 @@ class AttentionMetadata:
     slot_mapping: Tensor  # [T] int64, block * block_size + offset: where each token's key and value go
     query_lens: list[int]
     context_lens: list[int]
+    max_query: int  # no row has more query tokens
+    max_context: int  # no row has more keys
     plans: dict[Hashable, object] = field(default_factory=dict)  # derived from it, for all layers
 
 
 class AttentionFunction(Protocol):
-    """One implementation. `query` [T, heads, head_dim]; `k_cache`, `v_cache` [blocks, block_size, kv_heads, head_dim].
+    """One implementation. `query` [T, heads, head_dim]; `cache` already holds this step's keys and values.
 
     Head `h` reads KV head `h // (heads // kv_heads)`. Writes every row of `out` [T, heads, head_dim].
     """
@@ -46,8 +69,7 @@ class AttentionFunction(Protocol):
     def __call__(
         self,
         query: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        cache: KVCache,
         metadata: AttentionMetadata,
         *,
         scale: float,

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leokernels.contract import AttentionMetadata
+from leokernels.contract import AttentionMetadata, KVCache
 
 TILE = 128  # positions; measured: the least work on the triangle above the diagonal that is not many small calls
 QUERY_SPLIT = 32  # queries that torch's fused CPU attention takes at a time
@@ -38,8 +38,7 @@ def key_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def attention(
     query: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    cache: KVCache,
     metadata: AttentionMetadata,
     *,
     scale: float,
@@ -47,13 +46,13 @@ def attention(
     out: Tensor,
 ) -> None:
     """See contract.AttentionFunction. The keys are laid out as new_cache does."""
-    if k_cache.stride(1) != 1 and k_cache.shape[1] > 1:
+    if cache.keys.stride(1) != 1 and cache.keys.shape[1] > 1:
         raise ValueError("the cpu attention reads keys that lie transposed in their blocks: allocate them by new_cache")
-    plan = _plan(query, k_cache, metadata, window)
+    plan = _plan(query, cache, metadata, window)
     for rows in plan.decode:
-        _decode(query, k_cache, v_cache, rows, scale, out)
+        _decode(query, cache, rows, scale, out)
     for row in plan.prefill:
-        _prefill(query, k_cache, v_cache, row, scale, out)
+        _prefill(query, cache, row, scale, out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +149,9 @@ class _Plan:
     prefill: list[_PrefillRow]
 
 
-def _plan(query: Tensor, k_cache: Tensor, metadata: AttentionMetadata, window: int | None) -> _Plan:
+def _plan(query: Tensor, cache: KVCache, metadata: AttentionMetadata, window: int | None) -> _Plan:
     """What the step's metadata mean for this layout, worked out once for all layers."""
-    _, block_size, kv_heads, head_dim = k_cache.shape
+    _, block_size, kv_heads, head_dim = cache.keys.shape
     layout = _Layout(query.shape[1], kv_heads, head_dim, block_size, window)
     key = ("cpu", layout, query.dtype)
     plan = metadata.plans.get(key)
@@ -199,11 +198,11 @@ def _rounded(blocks: int) -> int:
     return power * 3 // 4 if blocks <= power * 3 // 4 else power
 
 
-def _decode(query: Tensor, k_cache: Tensor, v_cache: Tensor, group: _DecodeRows, scale: float, out: Tensor) -> None:
+def _decode(query: Tensor, cache: KVCache, group: _DecodeRows, scale: float, out: Tensor) -> None:
     at, index = group.layout, group.indices()
     count, blocks = group.table.shape
-    keys = k_cache.permute(0, 2, 3, 1).view(-1, at.block_size)
-    values = v_cache.permute(0, 2, 1, 3).view(-1, at.head_dim)
+    keys = cache.keys.permute(0, 2, 3, 1).view(-1, at.block_size)
+    values = cache.values.permute(0, 2, 1, 3).view(-1, at.head_dim)
     weights = (query[group.rows] * scale).to(keys.dtype)[:, :, None].expand(-1, -1, blocks, -1)
     scores = torch.embedding_bag(keys, index.keys, index.key_bags, False, 0, False, weights.reshape(-1))[0].view(
         count, at.heads, blocks * at.block_size
@@ -247,9 +246,9 @@ def _up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def _prefill(query: Tensor, k_cache: Tensor, v_cache: Tensor, row: _PrefillRow, scale: float, out: Tensor) -> None:
+def _prefill(query: Tensor, cache: KVCache, row: _PrefillRow, scale: float, out: Tensor) -> None:
     heads, head_dim = query.shape[1:]
-    keys, values = _gather(k_cache, row, query.dtype), _gather(v_cache, row, query.dtype)
+    keys, values = _gather(cache.keys, row, query.dtype), _gather(cache.values, row, query.dtype)
     for tile in row.tiles:
         queries = query.new_zeros(tile.mask.shape[0], heads, head_dim)
         queries[: tile.count] = query[tile.begin : tile.begin + tile.count]
@@ -259,18 +258,18 @@ def _prefill(query: Tensor, k_cache: Tensor, v_cache: Tensor, row: _PrefillRow, 
             values[None, :, tile.first : tile.stop],
             attn_mask=tile.mask,
             scale=scale,
-            enable_gqa=heads != k_cache.shape[2],
+            enable_gqa=heads != cache.keys.shape[2],
         )
         out[tile.begin : tile.begin + tile.count] = mixed[0, :, : tile.count].transpose(0, 1)
 
 
-def _gather(cache: Tensor, row: _PrefillRow, dtype: torch.dtype) -> Tensor:
+def _gather(pages: Tensor, row: _PrefillRow, dtype: torch.dtype) -> Tensor:
     """A row's keys or values as [kv_heads, positions, head_dim], zero wherever no query looks."""
-    _, block_size, kv_heads, head_dim = cache.shape
+    _, block_size, kv_heads, head_dim = pages.shape
     used = len(row.blocks)
     gathered = torch.empty(kv_heads, max(used * block_size, row.tiles[-1].stop), head_dim, dtype=dtype)
     by_head = gathered[:, : used * block_size].view(kv_heads, used, block_size, head_dim)
-    by_head.copy_(cache.transpose(1, 2)[row.blocks].transpose(0, 1))
+    by_head.copy_(pages.transpose(1, 2)[row.blocks].transpose(0, 1))
     gathered[:, : row.unseen] = 0
     gathered[:, row.keys :] = 0
     return gathered

@@ -1,17 +1,16 @@
-"""The truth: attention in plain torch and float32, row by row, on any device."""
+"""The truth: attention in plain torch and float32, row by row, on any device, from caches of any dtype."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from leokernels.contract import AttentionMetadata
+from leokernels.contract import AttentionMetadata, KVCache
 
 
 def attention(
     query: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    cache: KVCache,
     metadata: AttentionMetadata,
     *,
     scale: float,
@@ -22,17 +21,18 @@ def attention(
     begin = 0
     for row, (count, context) in enumerate(zip(metadata.query_lens, metadata.context_lens, strict=True)):
         blocks = metadata.block_table[row].long()
-        keys = _gather(k_cache, blocks, context)
-        values = _gather(v_cache, blocks, context)
+        keys = _gather(cache.keys, cache.key_scales, blocks, context)
+        values = _gather(cache.values, cache.value_scales, blocks, context)
         out[begin : begin + count] = _attend(query[begin : begin + count].float(), keys, values, scale, window)
         begin += count
 
 
-def _gather(cache: Tensor, blocks: Tensor, context: int) -> Tensor:
+def _gather(pages: Tensor, scales: Tensor | None, blocks: Tensor, context: int) -> Tensor:
     """The first `context` slots of a sequence: [context, kv_heads, head_dim] float32."""
-    block_size = cache.shape[1]
+    block_size = pages.shape[1]
     used = blocks[: -(-context // block_size)]
-    return cache[used].flatten(0, 1)[:context].float()
+    stored = pages[used].flatten(0, 1)[:context].float()
+    return stored if scales is None else stored * scales[used].flatten(0, 1)[:context, :, None]
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:

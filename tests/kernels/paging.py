@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from leokernels import AttentionMetadata, attention, new_cache, write_kv
+from leokernels import AttentionMetadata, KVCache, attention, new_cache, write_kv
 
 CPU = torch.device("cpu")
 
@@ -47,6 +47,8 @@ def step_metadata(
         slot_mapping=torch.tensor(slots),
         query_lens=query_lens,
         context_lens=context_lens,
+        max_query=max(query_lens),
+        max_context=max(context_lens),
     )
 
 
@@ -116,35 +118,39 @@ def random_inputs(case: Case, dtype: torch.dtype) -> Inputs:
     )
 
 
-def run_case(case: Case, inputs: Inputs, implementation: str) -> Tensor:
+def run_case(case: Case, inputs: Inputs, implementation: str, kv_dtype: torch.dtype | None = None) -> Tensor:
     """Attention of the case's step [T, heads, head_dim] over a cache in which every slot that is not seen is NaN."""
     contexts = [start + count for start, count in case.rows]
     tables, num_blocks = block_tables(contexts, case.block_size, seed=None if case.consecutive else case.seed)
-    dtype = inputs.query.dtype
-    caches = new_cache(
+    cache = new_cache(
         num_blocks,
         case.block_size,
         case.kv_heads,
         case.head_dim,
-        dtype=dtype,
+        dtype=kv_dtype or inputs.query.dtype,
         device=CPU,
         implementation=implementation,
     )
-    for cache in caches:
-        cache.fill_(float("nan"))
+    poison(cache)
     whole = [(0, context) for context in contexts]
     slots = step_metadata(whole, tables, case.block_size).slot_mapping
     keys, values = torch.cat(inputs.keys), torch.cat(inputs.values)
     seen = torch.cat([_seen(start, count, case.window) for start, count in case.rows])
-    write_kv(keys[seen], values[seen], *caches, slots[seen])
+    write_kv(keys[seen], values[seen], cache, slots[seen])
     return attention(
         inputs.query,
-        *caches,
+        cache,
         step_metadata(case.rows, tables, case.block_size),
         scale=case.head_dim**-0.5,
         window=case.window,
         implementation=implementation,
     )
+
+
+def poison(cache: KVCache) -> None:
+    """Every slot NaN: by its scale, where what is stored has none."""
+    for part in cache.tensors():
+        part.fill_(float("nan") if part.dtype.is_floating_point else 99)
 
 
 def _seen(start: int, count: int, window: int | None) -> Tensor:

@@ -169,27 +169,26 @@ def test_sequences_that_share_a_prefix_read_the_same_blocks(implementation: str)
     values = [torch.cat([inputs.values[0][:32], v[32:]]) for v in inputs.values]
     expected = run_case(case, Inputs(inputs.query, keys, values), "reference")
     tables = [[0, 1, 2], [0, 1, 3], [0, 1, 4]]
-    caches = new_cache(5, 16, 4, 64, dtype=torch.float32, device=CPU, implementation=implementation)
+    cache = new_cache(5, 16, 4, 64, dtype=torch.float32, device=CPU, implementation=implementation)
     slots = step_metadata([(0, len(k)) for k in keys], tables, 16).slot_mapping
-    write_kv(torch.cat(keys), torch.cat(values), *caches, slots)
+    write_kv(torch.cat(keys), torch.cat(values), cache, slots)
     metadata = step_metadata(case.rows, tables, 16)
-    found = attention(inputs.query, *caches, metadata, scale=1 / 8, implementation=implementation)
+    found = attention(inputs.query, cache, metadata, scale=1 / 8, implementation=implementation)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("implementation", ["reference", *FAST])
 def test_a_copied_block_holds_the_same_keys_and_values(implementation: str) -> None:
-    keys, values = new_cache(4, 16, 2, 64, dtype=torch.bfloat16, device=CPU, implementation=implementation)
-    keys.zero_()
-    values.zero_()
+    cache = new_cache(4, 16, 2, 64, dtype=torch.bfloat16, device=CPU, implementation=implementation)
+    cache.keys.zero_()
+    cache.values.zero_()
     key, value = torch.randn(16, 2, 64).bfloat16(), torch.randn(16, 2, 64).bfloat16()
-    write_kv(key, value, keys, values, torch.arange(16, 32))
-    for cache in (keys, values):
-        cache[torch.tensor([3])] = cache[torch.tensor([1])]
-    assert torch.equal(keys[3].bfloat16(), key)
-    assert torch.equal(values[3].bfloat16(), value)
-    assert not keys[0].any()
-    assert not values[2].any()
+    write_kv(key, value, cache, torch.arange(16, 32))
+    cache.copy_blocks(torch.tensor([1]), torch.tensor([3]))
+    assert torch.equal(cache.keys[3].bfloat16(), key)
+    assert torch.equal(cache.values[3].bfloat16(), value)
+    assert not cache.keys[0].any()
+    assert not cache.values[2].any()
 
 
 def test_one_metadata_serves_many_layers_and_both_windows() -> None:
@@ -199,20 +198,20 @@ def test_one_metadata_serves_many_layers_and_both_windows() -> None:
     for seed in range(2):
         inputs = random_inputs(replace(case, seed=seed), torch.float32)
         for window in (None, 7):
-            caches = new_cache(num_blocks, 16, 4, 64, dtype=torch.float32, device=CPU, implementation="cpu")
+            cache = new_cache(num_blocks, 16, 4, 64, dtype=torch.float32, device=CPU, implementation="cpu")
             slots = step_metadata([(0, 41), (0, 25)], tables, 16).slot_mapping
-            write_kv(torch.cat(inputs.keys), torch.cat(inputs.values), *caches, slots)
+            write_kv(torch.cat(inputs.keys), torch.cat(inputs.values), cache, slots)
             expected = run_case(replace(case, window=window), inputs, "reference")
-            found = attention(inputs.query, *caches, metadata, scale=1 / 8, window=window, implementation="cpu")
+            found = attention(inputs.query, cache, metadata, scale=1 / 8, window=window, implementation="cpu")
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_keys_that_do_not_lie_transposed_are_refused_by_name() -> None:
     case = Case("plain", ((20, 1),))
-    caches = new_cache(2, 16, 4, 64, dtype=torch.float32, device=CPU, implementation="reference")
+    cache = new_cache(2, 16, 4, 64, dtype=torch.float32, device=CPU, implementation="reference")
     query = random_inputs(case, torch.float32).query
     with pytest.raises(ValueError, match="new_cache"):
-        attention(query, *caches, step_metadata(case.rows, [[0, 1]], 16), scale=1 / 8, implementation="cpu")
+        attention(query, cache, step_metadata(case.rows, [[0, 1]], 16), scale=1 / 8, implementation="cpu")
 
 
 def test_a_cpu_gets_the_cpu_implementation_and_a_reason() -> None:

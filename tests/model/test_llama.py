@@ -14,7 +14,7 @@ from leoserve.model.config import ModelConfig
 from leoserve.model.llama import Llama
 from leoserve.model.weights import load_weights
 from tests.checkpoints import VOCAB_ROWS, Format, Rope, write_checkpoint
-from tests.kernels.paging import block_tables, step_metadata
+from tests.kernels.paging import block_tables, poison, step_metadata
 
 CPU = torch.device("cpu")
 LAYOUTS: tuple[tuple[Format, Rope], ...] = (
@@ -37,9 +37,8 @@ class Paged:
         self.model.prepare()
         self.tables, num_blocks = block_tables(lengths, BLOCK, seed=3)
         self.cache = self.model.new_cache(num_blocks, BLOCK)
-        for pair in self.cache:
-            for pages in pair:
-                pages.fill_(float("nan"))
+        for layer in self.cache:
+            poison(layer)
 
     @torch.inference_mode()
     def step(self, rows: Sequence[tuple[int, int, Tensor]]) -> list[Tensor]:

@@ -63,5 +63,7 @@ def build_batch(step: Step, tables: BlockTables, device: torch.device) -> Batch:
         slot_mapping=torch.from_numpy(slot_mapping).to(device),
         query_lens=counts.tolist(),
         context_lens=contexts.tolist(),
+        max_query=int(counts.max()),
+        max_context=int(contexts.max()),
     )
     return Batch(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), metadata)

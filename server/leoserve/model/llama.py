@@ -12,11 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leokernels import AttentionMetadata, attention, new_cache, write_kv
+from leokernels import AttentionMetadata, KVCache, attention, new_cache, write_kv
 from leoserve.model.config import ModelConfig
 from leoserve.model.linear import MIN_ROWS, MIN_ROWS_PACKED, Linear, can_pack, pad_rows
-
-KeyValue = tuple[Tensor, Tensor]  # each [num_blocks, block_size, kv_heads, head_dim]
 
 
 class Llama:
@@ -38,8 +36,8 @@ class Llama:
         self.angles = rotary_angles(config, device)
         self._min_rows = _min_rows(self.embedding)
 
-    def forward(self, tokens: Tensor, positions: Tensor, kv: Sequence[KeyValue], metadata: AttentionMetadata) -> Tensor:
-        """tokens and positions [T] int64, one (keys, values) a layer -> hidden [T, hidden_size] after the last norm.
+    def forward(self, tokens: Tensor, positions: Tensor, kv: Sequence[KVCache], metadata: AttentionMetadata) -> Tensor:
+        """tokens and positions [T] int64, one cache a layer -> hidden [T, hidden_size] after the last norm.
 
         Writes the T tokens' keys and values into the slots that the metadata name.
         """
@@ -47,8 +45,8 @@ class Llama:
         tokens = pad_rows(tokens, self._min_rows)
         angles = self.angles[pad_rows(positions, self._min_rows)]
         hidden = F.embedding(tokens, self.embedding)  # [T, hidden]
-        for layer, key_value in zip(self.layers, kv, strict=True):
-            hidden = layer(hidden, angles, key_value, metadata, count)
+        for layer, cache in zip(self.layers, kv, strict=True):
+            hidden = layer(hidden, angles, cache, metadata, count)
         return self.norm(hidden)[:count]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -56,8 +54,8 @@ class Llama:
         count = hidden.shape[0]
         return self.head(pad_rows(hidden, self._min_rows))[:count].float()
 
-    def new_cache(self, num_blocks: int, block_size: int) -> list[KeyValue]:
-        """An empty cache for this network's attention: one (keys, values) a layer."""
+    def new_cache(self, num_blocks: int, block_size: int) -> list[KVCache]:
+        """An empty cache for this network's attention, layer by layer."""
         config = self.config
         return [
             new_cache(
@@ -119,27 +117,25 @@ class Layer:
         self.down = Linear(inner, hidden, dtype=dtype, device=device)
 
     def __call__(
-        self, hidden: Tensor, angles: Tensor, key_value: KeyValue, metadata: AttentionMetadata, count: int
+        self, hidden: Tensor, angles: Tensor, cache: KVCache, metadata: AttentionMetadata, count: int
     ) -> Tensor:
         """hidden [rows, hidden_size], of which the first `count` are tokens and the rest padding -> the same"""
-        hidden = hidden + self._attend(self.attention_norm(hidden), angles, key_value, metadata, count)
+        hidden = hidden + self._attend(self.attention_norm(hidden), angles, cache, metadata, count)
         gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, dim=-1)  # each [rows, intermediate]
         return hidden + self.down(F.silu(gate) * up)
 
-    def _attend(
-        self, x: Tensor, angles: Tensor, key_value: KeyValue, metadata: AttentionMetadata, count: int
-    ) -> Tensor:
+    def _attend(self, x: Tensor, angles: Tensor, cache: KVCache, metadata: AttentionMetadata, count: int) -> Tensor:
         config = self.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
         qkv = self.qkv(x).view(-1, heads + 2 * kv_heads, config.head_dim)  # [rows, heads + 2 kv_heads, head_dim]
         rotated = rotate(qkv[:, : heads + kv_heads], angles)
         query, key = rotated[:, :heads], rotated[:, heads:]
         value = qkv[:, heads + kv_heads :]
-        write_kv(key[:count], value[:count], *key_value, metadata.slot_mapping)
+        write_kv(key[:count], value[:count], cache, metadata.slot_mapping)
         mixed = torch.zeros_like(query, memory_format=torch.contiguous_format)  # [rows, heads, head_dim]
         attention(
             query[:count],
-            *key_value,
+            cache,
             metadata,
             scale=config.head_dim**-0.5,
             window=config.sliding_window,

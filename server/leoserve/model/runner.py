@@ -50,9 +50,8 @@ class Runner:
         if step.copies:
             sources = torch.tensor([source for source, _ in step.copies], device=self.device)
             targets = torch.tensor([target for _, target in step.copies], device=self.device)
-            for keys, values in self.key_value:
-                keys[targets] = keys[sources]
-                values[targets] = values[sources]
+            for layer in self.key_value:
+                layer.copy_blocks(sources, targets)
         for row in step.rows:
             if row.new_blocks:
                 self.tables.update(row)
