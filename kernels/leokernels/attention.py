@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from leokernels import cpu, reference
+from leokernels.cache import EIGHT_BIT
 from leokernels.contract import AttentionFunction, AttentionMetadata, KVCache, UnsupportedAttention
-from leokernels.quantize import EIGHT_BIT, quantize
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -116,28 +116,6 @@ def new_cache(
         return KVCache(keys, values)
     key_scales, value_scales = (torch.empty(shape[:3], dtype=torch.float32, device=device) for _ in range(2))
     return KVCache(keys, values, key_scales, value_scales)
-
-
-def write_kv(key: Tensor, value: Tensor, cache: KVCache, slot_mapping: Tensor) -> None:
-    """Put the T tokens' `key` and `value` [T, kv_heads, head_dim] into their slots, quantized if the cache has scales.
-
-    A slot of -1 is padding: nothing is written.
-    """
-    if slot_mapping.device.type != "cpu" or int(slot_mapping.min()) < 0:
-        kept = slot_mapping >= 0
-        key, value, slot_mapping = key[kept], value[kept], slot_mapping[kept]
-    block_size = cache.keys.shape[1]
-    block = slot_mapping // block_size
-    offset = slot_mapping % block_size
-    _put(key, cache.keys, cache.key_scales, block, offset)
-    _put(value, cache.values, cache.value_scales, block, offset)
-
-
-def _put(x: Tensor, pages: Tensor, scales: Tensor | None, block: Tensor, offset: Tensor) -> None:
-    if scales is None:
-        pages[block, offset] = x.to(pages.dtype)
-    else:
-        pages[block, offset], scales[block, offset] = quantize(x, pages.dtype)
 
 
 def attention(

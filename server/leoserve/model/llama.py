@@ -12,24 +12,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leokernels import AttentionMetadata, KVCache, attention, new_cache, write_kv
+from leokernels import AttentionMetadata, KVCache, attention, new_cache
+from leokernels.fused import TORCH, Fused
 from leoserve.model.config import ModelConfig
 from leoserve.model.linear import MIN_ROWS, MIN_ROWS_PACKED, Linear, can_pack, pad_rows
 
 
 class Llama:
-    """`attention` names the implementation that leokernels.choose chose."""
+    """`attention` and `fused` are the kernels that leokernels chose; the cache is of `kv_dtype`, or of `dtype`."""
 
     def __init__(
-        self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device, attention: str = "reference"
+        self,
+        config: ModelConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        attention: str = "reference",
+        fused: Fused = TORCH,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         self.config = config
         self.dtype = dtype
         self.device = device
         self.attention = attention
+        self.fused = fused
+        self.kv_dtype = kv_dtype or dtype
         self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
-        self.layers = [Layer(config, dtype, device, attention) for _ in range(config.num_layers)]
-        self.norm = Norm(config, dtype, device)
+        self.layers = [Layer(config, dtype, device, attention, fused) for _ in range(config.num_layers)]
+        self.norm = Norm(config, dtype, device, fused)
         self.head = Linear(config.hidden_size, config.vocab_size, dtype=dtype, device=device)
         if config.tie_word_embeddings:
             self.head.weight = self.embedding
@@ -44,10 +54,11 @@ class Llama:
         count = tokens.shape[0]
         tokens = pad_rows(tokens, self._min_rows)
         angles = self.angles[pad_rows(positions, self._min_rows)]
-        hidden = F.embedding(tokens, self.embedding)  # [T, hidden]
+        x = F.embedding(tokens, self.embedding)  # [rows, hidden_size]
+        residual = None
         for layer, cache in zip(self.layers, kv, strict=True):
-            hidden = layer(hidden, angles, cache, metadata, count)
-        return self.norm(hidden)[:count]
+            x, residual = layer(x, residual, angles, cache, metadata, count)
+        return self.norm(x, residual)[0][:count]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden_size] -> [R, vocab_size] float32"""
@@ -63,7 +74,7 @@ class Llama:
                 block_size,
                 config.num_kv_heads,
                 config.head_dim,
-                dtype=self.dtype,
+                dtype=self.kv_dtype,
                 device=self.device,
                 implementation=self.attention,
             )
@@ -102,37 +113,51 @@ class Llama:
 
 
 class Layer:
-    """Attention, then the gated MLP; each is added to what came in."""
+    """Attention, then the gated MLP; each is added to what came in.
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, attention: str) -> None:
+    What the MLP gives is added by the next layer's norm, which reads and writes the sum anyway.
+    """
+
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, device: torch.device, attention: str, fused: Fused
+    ) -> None:
         self.config = config
         self.attention = attention
+        self.fused = fused
         query, key_value = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.attention_norm = Norm(config, dtype, device)
+        self.attention_norm = Norm(config, dtype, device, fused)
         self.qkv = Linear(hidden, query + 2 * key_value, dtype=dtype, device=device)
         self.output = Linear(query, hidden, dtype=dtype, device=device)
-        self.mlp_norm = Norm(config, dtype, device)
+        self.mlp_norm = Norm(config, dtype, device, fused)
         self.gate_up = Linear(hidden, 2 * inner, dtype=dtype, device=device)
         self.down = Linear(inner, hidden, dtype=dtype, device=device)
 
     def __call__(
-        self, hidden: Tensor, angles: Tensor, cache: KVCache, metadata: AttentionMetadata, count: int
-    ) -> Tensor:
-        """hidden [rows, hidden_size], of which the first `count` are tokens and the rest padding -> the same"""
-        hidden = hidden + self._attend(self.attention_norm(hidden), angles, cache, metadata, count)
-        gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, dim=-1)  # each [rows, intermediate]
-        return hidden + self.down(F.silu(gate) * up)
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        angles: Tensor,
+        cache: KVCache,
+        metadata: AttentionMetadata,
+        count: int,
+    ) -> tuple[Tensor, Tensor]:
+        """x and residual [rows, hidden_size], of which the first `count` are tokens and the rest padding -> the same.
+
+        `residual` is the sum of what all before the last gave, and `x` what the last one gave.
+        """
+        normed, residual = self.attention_norm(x, residual)
+        normed, residual = self.mlp_norm(self._attend(normed, angles, cache, metadata, count), residual)
+        return self.down(self.fused.silu_and_mul(self.gate_up(normed))), residual
 
     def _attend(self, x: Tensor, angles: Tensor, cache: KVCache, metadata: AttentionMetadata, count: int) -> Tensor:
         config = self.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
         qkv = self.qkv(x).view(-1, heads + 2 * kv_heads, config.head_dim)  # [rows, heads + 2 kv_heads, head_dim]
-        rotated = rotate(qkv[:, : heads + kv_heads], angles)
-        query, key = rotated[:, :heads], rotated[:, heads:]
-        value = qkv[:, heads + kv_heads :]
-        write_kv(key[:count], value[:count], cache, metadata.slot_mapping)
-        mixed = torch.zeros_like(query, memory_format=torch.contiguous_format)  # [rows, heads, head_dim]
+        query = self.fused.rope_and_cache(qkv, angles, cache, metadata.slot_mapping, heads, kv_heads)
+        mixed = torch.empty_like(query)  # [rows, heads, head_dim]
+        if count < len(mixed):
+            mixed[count:] = 0
         attention(
             query[:count],
             cache,
@@ -146,17 +171,16 @@ class Layer:
 
 
 class Norm:
-    """Root mean square norm, in float32 up to the weight."""
+    """Adds up, and norms the sum to a root mean square of one."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, fused: Fused) -> None:
         self.weight = torch.empty(config.hidden_size, dtype=dtype, device=device)
         self.eps = config.rms_norm_eps
+        self.fused = fused
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[rows, hidden_size] -> the same"""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+    def __call__(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x and residual [rows, hidden_size] -> their sum, normed, and the sum"""
+        return self.fused.rms_norm(x, self.weight, self.eps, residual)
 
 
 def rotary_angles(config: ModelConfig, device: torch.device) -> Tensor:
@@ -169,16 +193,6 @@ def rotary_angles(config: ModelConfig, device: torch.device) -> Tensor:
     position = torch.arange(config.max_position_embeddings, device=device).float()
     angle = torch.outer(position, frequency)
     return torch.stack([angle.cos(), angle.sin()], 1)[:, :, None]
-
-
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotary positions: x [rows, heads, head_dim] by angles [rows, 2, 1, head_dim / 2].
-
-    Element `i` is paired with `i + head_dim / 2`. In float32, rounded once to the dtype of x.
-    """
-    cos, sin = angles.unbind(1)  # each [rows, 1, head_dim / 2]
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
 
 
 def _weight(linear: Linear) -> Tensor:

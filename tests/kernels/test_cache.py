@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from leokernels import new_cache, write_kv
-from leokernels.quantize import EIGHT_BIT, quantize
+from leokernels.cache import EIGHT_BIT, quantize
 from tests.kernels.paging import CASES, CPU, Case, Inputs, random_inputs, run_case
 
 HALF_STEP = {torch.int8: 0.5 / 127, torch.float8_e4m3fn: 2**-4}  # of the largest; of each element
