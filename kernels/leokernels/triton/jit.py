@@ -1,0 +1,51 @@
+"""`triton.jit` with types, and with the two promises that serving needs of it.
+
+No variant is compiled in the middle of serving because some length happened to be divisible by 16: what changes from
+step to step is named and not specialized on. And whether a product and a sum become one rounding is said at every
+launch, since Triton's own default for it depends on its version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import triton
+
+FP_FUSION = True  # a * b + c may be rounded once; the same in every variant, whatever TRITON_DEFAULT_FP_FUSION says
+
+
+class Kernel(Protocol):
+    """A function of Triton's language: launched from the host over a grid, or called from another kernel."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]: ...
+
+    def __call__(self, *arguments: Any) -> Any: ...
+
+
+def jit(function: Callable[..., Any]) -> Kernel:
+    """Decorate a function that kernels call, or a kernel all of whose numbers are the same in every step."""
+    kernel: Kernel = triton.jit(function)
+    return kernel
+
+
+def kernel(*, varying: Sequence[str] = (), unaligned: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorate a kernel. `varying`: numbers that change from step to step. `unaligned`: tensors read by the element.
+
+    One compiled variant serves all values of the former and any alignment of the latter.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Kernel:
+        made: Kernel = triton.jit(
+            function,
+            do_not_specialize=list(varying),
+            do_not_specialize_on_alignment=list(unaligned),
+        )
+        return made
+
+    return decorate
+
+
+def launch_options(warps: int, stages: int) -> dict[str, Any]:
+    """What every launch says beside its arguments."""
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": FP_FUSION}
