@@ -27,7 +27,7 @@ from leokernels.triton.state import (
     SamplingState,
 )
 
-TILE = 2048  # ids
+TILE = 1024  # ids
 
 
 @jit

@@ -16,7 +16,7 @@ from torch import Tensor
 from leokernels.triton.jit import jit, kernel, launch_options
 from leokernels.triton.logits import bit_of
 
-TILE, WARPS = 4096, 16  # ids at a time, 8 a thread
+TILE, WARPS = 2048, 8  # ids at a time, 8 a thread
 LOWEST = tl.constexpr(-0x80000000)  # below the key of every number
 
 

@@ -41,7 +41,7 @@ from leokernels.triton.state import (
     SlotSettings,
     pack_bits,
 )
-from leokernels.triton.truncation import is_kept, truncate, weight_bits
+from leokernels.triton.truncation import is_kept, truncate
 
 __all__ = [
     "CHOSEN",
@@ -112,7 +112,8 @@ def sample_kernel(
                 _weigh(line, peak, temperature, VOCAB, TILE)
                 tl.debug_barrier()  # weights that one thread wrote are read by another
                 position = tl.load(positions + row).to(tl.int64)
-                token = _draw(line, numbers + slot * NUMBERS, integers + slot * INTEGERS, position, VOCAB, TILE)
+                weights = line.to(tl.pointer_type(tl.int32), bitcast=True)
+                token = _draw(weights, numbers + slot * NUMBERS, integers + slot * INTEGERS, position, VOCAB, TILE)
         else:
             reason = tl.where((peak == -float("inf")) & (edits != 0), _NOTHING_LEFT, _NOT_FINITE)
         tl.store(last_token + slot, token.to(tl.int64))
@@ -136,9 +137,7 @@ def _largest(line: tl.tensor, VOCAB: tl.constexpr, TILE: tl.constexpr) -> tl.ten
 
 
 @jit
-def _weigh(
-    line: tl.tensor, peak: tl.tensor, temperature: tl.tensor, VOCAB: tl.constexpr, TILE: tl.constexpr
-) -> None:
+def _weigh(line: tl.tensor, peak: tl.tensor, temperature: tl.tensor, VOCAB: tl.constexpr, TILE: tl.constexpr) -> None:
     """Logits to weights, in place: how likely a token is, relative to the most likely one."""
     divisor = tl.zeros([TILE], tl.float32) + temperature
     top = tl.div_rn(tl.zeros([TILE], tl.float32) + peak, divisor)
@@ -157,7 +156,7 @@ def _draw(
     VOCAB: tl.constexpr,
     TILE: tl.constexpr,
 ) -> tl.tensor:
-    """Truncate the row of weights as its slot says, and let the kept tokens race: the winner's id."""
+    """Truncate the row of weights, whose bits are at `line`, as its slot says, and let the kept race: the winner's id."""
     seed, choice = tl.load(integers + SEED), tl.load(integers + CHOICE)
     top_p, min_p = tl.load(numbers + TOP_P), tl.load(numbers + MIN_P)
     threshold, last = truncate(line, tl.load(integers + TOP_K).to(tl.int32), top_p, min_p, VOCAB, TILE)
@@ -165,7 +164,7 @@ def _draw(
     best_id = tl.full([TILE], 0, tl.int32)
     for start in range(0, VOCAB, TILE):
         ids = start + tl.arange(0, TILE)
-        bits = weight_bits(line, ids, VOCAB)
+        bits = tl.load(line + ids, mask=ids < VOCAB, other=0)
         kept = is_kept(bits, ids, threshold, last)
         if tl.max(kept.to(tl.int32), 0) > 0:
             time = exponential(noise_words(seed, choice, position, start, TILE))

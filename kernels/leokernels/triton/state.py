@@ -104,9 +104,7 @@ class SamplingState:
     any_id: int  # a valid one, for rows that cannot be sampled
 
     @classmethod
-    def empty(
-        cls, slots: int, vocab: int, dead: Collection[int], device: torch.device | str
-    ) -> SamplingState:
+    def empty(cls, slots: int, vocab: int, dead: Collection[int], device: torch.device | str) -> SamplingState:
         """Tables of plain sampling in every slot. `dead` are the ids below `vocab` that no token has."""
         words = -(-vocab // 32)
         without = np.zeros(vocab, dtype=np.bool_)

@@ -29,12 +29,6 @@ NONE_ABOVE = tl.constexpr(0x7FFFFFFF)
 
 
 @jit
-def weight_bits(line: tl.tensor, ids: tl.tensor, VOCAB: tl.constexpr) -> tl.tensor:
-    """The bits, int32, of the row's weights at these ids; past the end those of no weight."""
-    return tl.load(line + ids, mask=ids < VOCAB, other=0.0).to(tl.int32, bitcast=True)
-
-
-@jit
 def is_kept(bits: tl.tensor, ids: tl.tensor, threshold: tl.tensor, last: tl.tensor) -> tl.tensor:
     """Whether the ids with these weights are among what `truncate` kept. Ids without weight never are."""
     return (bits > 0) & ((bits > threshold) | ((bits == threshold) & (ids <= last)))
@@ -44,8 +38,9 @@ def is_kept(bits: tl.tensor, ids: tl.tensor, threshold: tl.tensor, last: tl.tens
 def truncate(
     line: tl.tensor, top_k: tl.tensor, top_p: tl.tensor, min_p: tl.tensor, VOCAB: tl.constexpr, TILE: tl.constexpr
 ) -> tl.tensor:
-    """What is kept of the row of weights [VOCAB] float32 at `line`, whose largest is 1: the threshold's bits, last id.
+    """What is kept of a row of weights, of which the largest is 1: the threshold's bits and the last id, both int32.
 
+    `line` points at the bits of the row's weights, [VOCAB] int32.
     top_k: an integer, VOCAB or more keeps all. top_p and min_p: float64; 1 or more and 0 keep all. top_p is a share of
     the mass that min_p and top_k leave; a token at least is always kept.
     """
@@ -70,21 +65,20 @@ def _least(line: tl.tensor, share: tl.tensor, VOCAB: tl.constexpr, TILE: tl.cons
     """The bits of the smallest weight that is at least `share`, float64 up to 1, of the largest, which is 1."""
     least = tl.full([TILE], ONE_BITS, tl.int32)
     for start in range(0, VOCAB, TILE):
-        bits = weight_bits(line, start + tl.arange(0, TILE), VOCAB)
+        ids = start + tl.arange(0, TILE)
+        bits = tl.load(line + ids, mask=ids < VOCAB, other=0)
         enough = bits.to(tl.float32, bitcast=True).to(tl.float64) >= share
         least = tl.minimum(least, tl.where(enough, bits, ONE_BITS))
     return tl.min(least, 0)
 
 
 @jit
-def _mass(
-    line: tl.tensor, threshold: tl.tensor, last: tl.tensor, VOCAB: tl.constexpr, TILE: tl.constexpr
-) -> tl.tensor:
+def _mass(line: tl.tensor, threshold: tl.tensor, last: tl.tensor, VOCAB: tl.constexpr, TILE: tl.constexpr) -> tl.tensor:
     """The sum, float64, of the kept weights."""
     mass = tl.zeros([TILE], tl.float64)
     for start in range(0, VOCAB, TILE):
         ids = start + tl.arange(0, TILE)
-        bits = weight_bits(line, ids, VOCAB)
+        bits = tl.load(line + ids, mask=ids < VOCAB, other=0)
         weight = bits.to(tl.float32, bitcast=True).to(tl.float64)
         mass += tl.where(is_kept(bits, ids, threshold, last), weight, 0.0)
     return tl.sum(mass, 0)
@@ -127,7 +121,8 @@ def _split(
     up = tl.full([TILE], NONE_ABOVE, tl.int32)
     down = tl.full([TILE], NONE_BELOW, tl.int32)
     for start in range(0, VOCAB, TILE):
-        bits = weight_bits(line, start + tl.arange(0, TILE), VOCAB)
+        ids = start + tl.arange(0, TILE)
+        bits = tl.load(line + ids, mask=ids < VOCAB, other=0)
         over = bits >= middle
         if MASS:
             amount += tl.where(over, bits.to(tl.float32, bitcast=True), 0.0).to(tl.float64)
@@ -157,15 +152,13 @@ def _needed(goal: tl.tensor, above: tl.tensor, bits: tl.tensor, VOCAB: tl.conste
 
 
 @jit
-def _nth(
-    line: tl.tensor, threshold: tl.tensor, count: tl.tensor, VOCAB: tl.constexpr, TILE: tl.constexpr
-) -> tl.tensor:
+def _nth(line: tl.tensor, threshold: tl.tensor, count: tl.tensor, VOCAB: tl.constexpr, TILE: tl.constexpr) -> tl.tensor:
     """The id of the `count`-th that weighs just `threshold`, by rising id; VOCAB if there are not more than that."""
     found = tl.full([], VOCAB, tl.int32)
     before = tl.full([], 0, tl.int32)
     for start in range(0, VOCAB, TILE):
         ids = start + tl.arange(0, TILE)
-        equal = (weight_bits(line, ids, VOCAB) == threshold) & (ids < VOCAB)
+        equal = (tl.load(line + ids, mask=ids < VOCAB, other=0) == threshold) & (ids < VOCAB)
         number = before + tl.cumsum(equal.to(tl.int32), 0)
         found = tl.minimum(found, tl.min(tl.where(equal & (number == count), ids, VOCAB), 0))
         before += tl.sum(equal.to(tl.int32), 0)
