@@ -7,7 +7,7 @@ once instead of several times; they have the same signatures and are imported on
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from leokernels.cache import write_kv
 from leokernels.contract import KVCache
+from leokernels.installed import triton_missing
+from leokernels.table import Place, too_old
 
 
 class RmsNorm(Protocol):
@@ -101,3 +103,20 @@ def triton_functions(reason: str) -> Fused:
     """Triton's set. Raises ImportError without Triton."""
     found = importlib.import_module("leokernels.triton.fused")
     return Fused("triton", reason, found.rms_norm, found.rope_and_cache, found.silu_and_mul)
+
+
+def choose_fused(place: Place) -> Fused:
+    """Triton's functions where they run, else torch's with the reason."""
+    obstacle = _obstacle(place)
+    if obstacle is None:
+        return triton_functions("each number is read once and written once")
+    return replace(TORCH, reason=f"plain torch; Triton's do not fit: {obstacle}")
+
+
+def _obstacle(place: Place) -> str | None:
+    if place.device.type != "cuda":
+        return f"they run on cuda, not on {place.device.type}"
+    if place.head_dim & (place.head_dim - 1):
+        return f"they have head sizes that are powers of 2, not {place.head_dim}"
+    least = (8, 9) if place.kv_dtype is torch.float8_e4m3fn else (8, 0)
+    return too_old(place.device, "rounding to float8" if least == (8, 9) else "they", least) or triton_missing()

@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from leokernels import Place
 from leoserve.engine.config import EngineConfig
-from leoserve.engine.start import CannotStart, choose_device, choose_dtype, choose_threads, start_engine
+from leoserve.engine.start import (
+    CannotStart,
+    choose_device,
+    choose_dtype,
+    choose_kernels,
+    choose_threads,
+    start_engine,
+)
 from tests.checkpoints import write_checkpoint
 
 CPU = torch.device("cpu")
@@ -64,6 +72,43 @@ def test_a_context_above_the_models_is_refused(checkpoint: Path) -> None:
 def test_an_unknown_attention_is_refused_with_those_that_fit(checkpoint: Path) -> None:
     with pytest.raises(CannotStart, match="'warp'.* cpu or reference"):
         start(checkpoint, attention="warp")
+
+
+def test_an_attention_that_does_not_fit_is_refused_with_the_reason_and_those_that_do(checkpoint: Path) -> None:
+    with pytest.raises(CannotStart, match="'triton' does not fit: it runs on cuda, not on cpu.* cpu or reference"):
+        start(checkpoint, attention="triton")
+    with pytest.raises(CannotStart, match="'cpu' does not fit: it reads no cache of int8.* there is reference"):
+        start(checkpoint, attention="cpu", kv_dtype="int8")
+
+
+@pytest.mark.parametrize(("kv_dtype", "dtype"), [("int8", "int8"), ("fp8", "float8_e4m3fn")])
+def test_an_eight_bit_cache_says_its_capacity_and_which_kernels_it_costs(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture, kv_dtype: str, dtype: str
+) -> None:
+    with caplog.at_level("INFO"):
+        loop, ready = start(checkpoint, kv_dtype=kv_dtype, dtype="bfloat16", max_model_len=512)
+    assert ready.attention == "reference"
+    assert f"attention kernels that cannot be used here: cpu: it reads no cache of {dtype}" in caplog.messages
+    assert any(f"it is of {dtype}, with a scale" in line and "1.94 times" in line for line in caplog.messages)
+    assert all(str(layer.keys.dtype) == f"torch.{dtype}" for layer in loop.runner.key_value)
+    assert all(layer.key_scales is not None for layer in loop.runner.key_value)
+
+
+def test_a_gpu_without_triton_is_told_what_is_used_instead(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with caplog.at_level("INFO"):
+        attention, fused = choose_kernels(Place(torch.device("cuda", 0), torch.bfloat16, 128), "auto")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings[:2] == [
+        "attention kernels that cannot be used here: triton: triton is not installed",
+        "attention kernels that cannot be used here: flash_attn: flash-attn is not installed",
+    ]
+    assert (attention.name, attention.block_size, fused.name) == ("torch_varlen", 256, "torch")
+    assert "attention kernels: torch_varlen" in caplog.text
+    assert "kernels of norms, rotary positions and gates: torch (plain torch" in caplog.text
 
 
 def test_a_cache_too_small_for_one_context_says_what_fits(checkpoint: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -13,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leokernels import UnsupportedAttention, attention, choose, new_cache, reference, write_kv
-from leokernels.attention import Implementation
+from leokernels import attention, new_cache, write_kv
 from tests.kernels.paging import (
     CASES,
     CPU,
@@ -212,59 +210,3 @@ def test_keys_that_do_not_lie_transposed_are_refused_by_name() -> None:
     query = random_inputs(case, torch.float32).query
     with pytest.raises(ValueError, match="new_cache"):
         attention(query, cache, step_metadata(case.rows, [[0, 1]], 16), scale=1 / 8, implementation="cpu")
-
-
-def test_a_cpu_gets_the_cpu_implementation_and_a_reason() -> None:
-    choice = choose(CPU, torch.bfloat16, 128, 32)
-    assert choice.name == "cpu"
-    assert "bfloat16" in choice.reason
-
-
-def test_a_device_without_a_faster_one_gets_the_reference() -> None:
-    assert choose(torch.device("meta"), torch.float32, 64, 16).name == "reference"
-
-
-def test_an_override_is_taken() -> None:
-    assert choose(CPU, torch.float32, 64, 16, "reference").name == "reference"
-
-
-def test_an_unknown_override_is_refused_with_those_that_fit() -> None:
-    with pytest.raises(UnsupportedAttention, match="'fast'.*there is cpu or reference"):
-        choose(CPU, torch.float32, 64, 16, "fast")
-
-
-def test_an_override_that_does_not_fit_is_refused_with_the_reason_and_those_that_do() -> None:
-    with pytest.raises(UnsupportedAttention, match="runs on cpu, not on meta.*there is reference"):
-        choose(torch.device("meta"), torch.float32, 64, 16, "cpu")
-    with pytest.raises(UnsupportedAttention, match="no float64.*there is reference"):
-        choose(CPU, torch.float64, 64, 16, "cpu")
-
-
-@pytest.mark.parametrize(
-    ("restriction", "words"),
-    [
-        ({"devices": ("cuda",)}, "runs on cuda, not on cpu"),
-        ({"dtypes": (torch.bfloat16,)}, "no float32"),
-        ({"head_dims": (64, 128)}, "head sizes 64, 128, not 96"),
-        ({"block_multiple": 256}, "multiple of 256 tokens, not 16"),
-        ({"package": "a_package_that_is_not_there"}, "a_package_that_is_not_there is not installed"),
-    ],
-)
-def test_every_restriction_of_the_table_says_what_stands_in_the_way(restriction: dict[str, Any], words: str) -> None:
-    free = Implementation(name="new", function=reference.attention, reason="faster")
-    assert free.obstacle(CPU, torch.float32, 96, 16) is None
-    obstacle = replace(free, **restriction).obstacle(CPU, torch.float32, 96, 16)
-    assert obstacle is not None
-    assert words in obstacle
-
-
-def test_a_compute_capability_below_the_tables_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    entry = Implementation(name="new", function=reference.attention, reason="faster", capability=(8, 0))
-    obstacle = entry.obstacle(torch.device("cuda"), torch.float16, 64, 16)
-    assert obstacle == "it needs compute capability 8.0"
-
-
-def test_an_implementation_that_is_none_is_refused_at_the_call() -> None:
-    with pytest.raises(UnsupportedAttention, match="there is cpu or reference"):
-        new_cache(1, 16, 1, 64, dtype=torch.float32, device=CPU, implementation="fast")

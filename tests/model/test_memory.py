@@ -9,6 +9,7 @@ import torch
 
 from leoserve.model import memory
 from leoserve.model.config import ModelConfig
+from leoserve.model.llama import Llama
 from leoserve.model.memory import GIB, TooLittleMemory, available_bytes, plan_cache, require_weights_fit, weight_bytes
 from tests.checkpoints import config_dict, write_checkpoint
 
@@ -45,6 +46,20 @@ def have(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
 
 def test_a_token_of_7b_takes_half_a_mebibyte(leo_7b: ModelConfig) -> None:
     assert memory.block_bytes(leo_7b, 1, torch.bfloat16) == 524_288
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_eight_bits_and_their_scales_take_little_more_than_half(leo_7b: ModelConfig, dtype: torch.dtype) -> None:
+    assert memory.block_bytes(leo_7b, 1, dtype) == 2 * 32 * 32 * (128 + 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("shape", ["7b", "70b"])
+def test_a_block_is_counted_to_the_byte(shape: str, dtype: torch.dtype) -> None:
+    config = ModelConfig.from_dict(config_dict(shape))
+    model = Llama(config, dtype=torch.bfloat16, device=CPU, kv_dtype=dtype)
+    held = sum(part.nbytes for layer in model.new_cache(3, 16) for part in layer.tensors())
+    assert held == 3 * memory.block_bytes(config, 16, dtype)
 
 
 def test_the_weights_of_a_checkpoint_are_counted_to_the_byte(tmp_path: Path) -> None:

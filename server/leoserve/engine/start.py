@@ -21,7 +21,7 @@ from leoserve.engine.request import Ready, Refused, StepOutputs
 from leoserve.engine.scheduler import Scheduler, SchedulerLimits
 from leoserve.model.config import ModelConfig, UnsupportedModel
 from leoserve.model.llama import Llama
-from leoserve.model.memory import CachePlan, TooLittleMemory, plan_cache, require_weights_fit
+from leoserve.model.memory import CachePlan, TooLittleMemory, block_bytes, plan_cache, require_weights_fit
 from leoserve.model.runner import Runner
 from leoserve.model.sampler import Sampler
 from leoserve.model.step import Admitted, Row, SamplingParams, Step
@@ -29,7 +29,7 @@ from leoserve.model.weights import WeightsError, load_weights
 
 log = logging.getLogger("leoserve.engine")
 
-BLOCK_SIZE = 64  # large blocks are read in long runs, small ones share more of a prefix
+KV_DTYPES = {"auto": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 TOKENS_PER_STEP = {"cpu": 512, "cuda": 8192}  # a CPU's steps stay short enough for those who generate
 SECONDS_BETWEEN_LINES = 5.0
 LARGE = 1_000_000_000  # bytes of weights from which on each part of the start takes a second or more
@@ -56,16 +56,17 @@ def _start(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) 
     dtype, dtype_reason = choose_dtype(config.dtype, model_config.dtype, device)
     threads = choose_threads(config.threads, device)
     max_model_len = choose_length(config.max_model_len, model_config)
-    block_size = config.block_size or BLOCK_SIZE
-    attention = leokernels.choose(device, dtype, model_config.head_dim, block_size, config.attention)
+    kv_dtype = KV_DTYPES[config.kv_dtype]
+    place = leokernels.Place(device, dtype, model_config.head_dim, config.block_size, kv_dtype)
     log.info("device %s, %d threads; %s (%s)", device, threads, _name(dtype), dtype_reason)
-    log.info("attention kernels: %s (%s)", attention.name, attention.reason)
+    attention, fused = choose_kernels(place, config.attention)
+    block_size = attention.block_size
     require_weights_fit(model_config, dtype, device)
-    model = Llama(model_config, dtype=dtype, device=device, attention=attention.name)
+    model = Llama(model_config, dtype=dtype, device=device, attention=attention.name, fused=fused, kv_dtype=kv_dtype)
     num_bytes = _load(model, folder, model_config, config.progress)
     plan = plan_cache(
         model_config,
-        dtype=dtype,
+        dtype=model.kv_dtype,
         device=device,
         block_size=block_size,
         max_model_len=max_model_len,
@@ -74,7 +75,7 @@ def _start(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) 
         memory_bytes=config.kv_cache_memory_bytes,
         utilization=config.gpu_memory_utilization,
     )
-    _say_cache(plan, block_size)
+    _say_cache(plan, block_size, model)
     token_ranges = config.token_ranges or [(0, model_config.vocab_size)]
     sampler = Sampler(
         max_slots=config.max_num_seqs, vocab_size=model_config.vocab_size, token_ranges=token_ranges, device=device
@@ -138,6 +139,20 @@ def choose_length(asked: int | None, config: ModelConfig) -> int:
     return asked or longest
 
 
+def choose_kernels(place: leokernels.Place, asked: str) -> tuple[leokernels.Choice, leokernels.Fused]:
+    """The kernels for this place, said with their reasons, and what stood in the way of better ones.
+
+    Raises leokernels.UnsupportedAttention when the attention that is asked for does not fit.
+    """
+    attention, fused = leokernels.choose(place, asked), leokernels.choose_fused(place)
+    for name in attention.passed_over:
+        log.warning("attention kernels that cannot be used here: %s", name)
+    log.info("attention kernels: %s (%s)", attention.name, attention.reason)
+    if place.device.type != "cpu":
+        log.info("kernels of norms, rotary positions and gates: %s (%s)", fused.name, fused.reason)
+    return attention, fused
+
+
 def warm_up(runner: Runner, length: int) -> None:
     """One prefill and one decode step, so that no client pays for lazily made buffers and plans."""
     params = SamplingParams(max_tokens=2, temperature=1.0, top_p=0.9, logprobs=1)
@@ -181,7 +196,7 @@ def _load(model: Llama, folder: Path, config: ModelConfig, progress: bool) -> in
     return num_bytes
 
 
-def _say_cache(plan: CachePlan, block_size: int) -> None:
+def _say_cache(plan: CachePlan, block_size: int, model: Llama) -> None:
     log.info(
         "key-value cache: %d blocks of %d tokens = %d tokens in %.2f GB (%s)",
         plan.num_blocks,
@@ -190,6 +205,14 @@ def _say_cache(plan: CachePlan, block_size: int) -> None:
         plan.num_blocks * plan.block_bytes / 1e9,
         plan.reason,
     )
+    if model.kv_dtype is not model.dtype:
+        plain = block_bytes(model.config, block_size, model.dtype)
+        log.info(
+            "it is of %s, with a scale for each token and head: %.2f times the tokens that %s would take",
+            _name(model.kv_dtype),
+            plain / plan.block_bytes,
+            _name(model.dtype),
+        )
 
 
 class WeightsProgress:

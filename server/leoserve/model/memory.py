@@ -11,6 +11,7 @@ import torch
 from leoserve.model.config import ModelConfig
 
 GIB = 1 << 30
+SCALE_BYTES = 4  # of each token and KV head of an 8-bit cache, for keys and for values
 CPU_CACHE_LIMIT = 4 * GIB  # by default; a host has other uses for its memory
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -24,7 +25,7 @@ class CachePlan:
     """How many blocks to allocate, and why."""
 
     num_blocks: int
-    block_bytes: int  # keys and values of all layers
+    block_bytes: int  # keys and values of all layers, and their scales
     reason: str
 
 
@@ -36,8 +37,9 @@ def available_bytes(device: torch.device) -> int:
 
 
 def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one block: `block_size` positions of keys and values in every layer."""
-    return 2 * config.num_layers * block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
+    """Bytes of one block: `block_size` positions of keys and values in every layer, and of scales in 8-bit caches."""
+    head = config.head_dim * dtype.itemsize + (SCALE_BYTES if dtype.itemsize == 1 else 0)
+    return 2 * config.num_layers * block_size * config.num_kv_heads * head
 
 
 def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -73,7 +75,7 @@ def plan_cache(
     memory_bytes: int | None,
     utilization: float,
 ) -> CachePlan:
-    """Size the cache, with the weights already loaded.
+    """Size the cache of `dtype`, with the weights already loaded.
 
     An explicit `num_blocks` or `memory_bytes` is taken as it is. Otherwise: on a GPU what `utilization` of its memory
     leaves; on a CPU half of what is available, at most 4 GiB or one sequence, never more than `max_num_seqs` full
