@@ -1,4 +1,4 @@
-"""Triton's fused operations give the torch versions' numbers, row by row, and write where they should and nowhere else."""
+"""Triton's fused operations give the torch versions' numbers, and write where they should and nowhere else."""
 
 from __future__ import annotations
 

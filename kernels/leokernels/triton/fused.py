@@ -60,7 +60,7 @@ def rms_norm_kernel(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The norm of `residual + x`, and that sum, which takes the residual's place in memory; see leokernels.fused.RmsNorm.
+    """The norm of `residual + x`, and that sum, in the residual's place in memory; see leokernels.fused.RmsNorm.
 
     x and residual [rows, hidden], weight [hidden], contiguous, of one dtype. Without a residual the sum is x itself.
     """

@@ -34,7 +34,7 @@ class Logprobs(NamedTuple):
 
 @jit
 def _logits(line: tl.tensor, dead: tl.tensor, ids: tl.tensor, VOCAB: tl.constexpr) -> tl.tensor:
-    """A row's logits, float32; those of ids without a token are -inf, and what is no number is inf, which no row has."""
+    """A row's logits, float32: -inf for ids without a token, and inf, which no sound row has, for what is no number."""
     x = tl.load(line + ids, mask=ids < VOCAB, other=-float("inf")).to(tl.float32)
     x = tl.where(bit_of(dead, ids, VOCAB), -float("inf"), x)
     return tl.where(x == x, x, float("inf"))

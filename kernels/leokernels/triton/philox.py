@@ -54,7 +54,7 @@ def noise_words(
         none + (seed & 0xFFFFFFFF).to(tl.uint32),
         none + ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32),
     )
-    # [groups, 2, 2], in which the last axis takes 0 or 1 and the middle one 0 or 2 of the four: flat, they are in order.
+    # [groups, 2, 2]: the last axis adds 0 or 1 to the word's number, the middle one 0 or 2. Flat, they are in order.
     return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [COUNT])
 
 

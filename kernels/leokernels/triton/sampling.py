@@ -156,7 +156,7 @@ def _draw(
     VOCAB: tl.constexpr,
     TILE: tl.constexpr,
 ) -> tl.tensor:
-    """Truncate the row of weights, whose bits are at `line`, as its slot says, and let the kept race: the winner's id."""
+    """Truncate the row of weights, whose bits are at `line`, as its slot says, and let the kept race: who wins."""
     seed, choice = tl.load(integers + SEED), tl.load(integers + CHOICE)
     top_p, min_p = tl.load(numbers + TOP_P), tl.load(numbers + MIN_P)
     threshold, last = truncate(line, tl.load(integers + TOP_K).to(tl.int32), top_p, min_p, VOCAB, TILE)
