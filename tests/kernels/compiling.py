@@ -4,8 +4,8 @@ A host function is called with CPU tensors while `record` stands in for the laun
 would have launched is then compiled, and the machine code's use of registers, stack and shared memory is read from it.
 
 Triton is either a compiler or an interpreter, from its import on, so this runs in a process of its own: `reports` calls
-`python -m tests.kernels.compiling module:function major.minor`. The function is called with nothing and yields
-(name, call): each call's launches are compiled and reported under its name.
+`python -m tests.kernels.compiling module:function major.minor`. The function is called with the capability
+and yields (name, call): each call's launches are compiled and reported under its name.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 Capability = tuple[int, int]
 Scenario = tuple[str, Callable[[], object]]
 TYPES = {
+    torch.float64: "fp64",
     torch.float32: "fp32",
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
@@ -88,7 +89,8 @@ def record(capability: Capability) -> Iterator[list[Launch]]:
     def run(kernel: Any, *arguments: Any, grid: object, warmup: bool, **named: Any) -> None:
         launches.append(Launch(kernel, arguments, named))
 
-    with mock.patch.object(JITFunction, "run", run), mock.patch("leokernels.triton.tiles.capability", lambda _: capability):
+    here = mock.patch("leokernels.triton.tiles.capability", return_value=capability)
+    with mock.patch.object(JITFunction, "run", run), here:
         yield launches
 
 
@@ -147,7 +149,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 def main(scenarios: str, capability: Capability) -> None:
     module, _, function = scenarios.partition(":")
-    found: Iterable[Scenario] = getattr(importlib.import_module(module), function)()
+    found: Iterable[Scenario] = getattr(importlib.import_module(module), function)(capability)
     for name, call in found:
         with record(capability) as launches:
             call()

@@ -6,6 +6,7 @@ step can be captured into a CUDA graph and replayed with other metadata up to th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from leokernels.triton import tiles
 from leokernels.triton.decode import decode_combine, paged_decode, paged_decode_grouped
 from leokernels.triton.jit import launch_options
 from leokernels.triton.prefill import paged_prefill
-from leokernels.triton.tiles import CHUNK
+from leokernels.triton.tiles import CHUNK, Tile
 
 LOG2_E = 1.4426950408889634  # the kernels take exponentials of 2
 WORKSPACE = "triton workspace"  # of AttentionMetadata.plans
@@ -105,6 +106,11 @@ class _Call:
     def pages(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         return self.cache.keys, self.cache.values, self.cache.key_scales, self.cache.value_scales
 
+    def tile(self, table: Callable[[tuple[int, int], int, int, int], Tile]) -> Tile:
+        """What one of the tables has for this GPU, network and cache."""
+        capability = tiles.capability(self.query.device)
+        return table(capability, self.query.shape[2], self.sharing, self.cache.keys.element_size())
+
     def workspace(self, results: int) -> Workspace:
         found = self.metadata.plans.get(WORKSPACE)
         if not isinstance(found, Workspace) or found.log_sums.shape[0] < results:
@@ -126,7 +132,7 @@ class _Call:
         chunks = decode_chunks(self.metadata.max_context, self.window)
         space = self.workspace(rows * heads * chunks)
         context_len, table = self.metadata.context_len, self.metadata.block_table
-        tile = tiles.decode(tiles.capability(self.query.device), head_dim, self.sharing, self.cache.keys.element_size())
+        tile = self.tile(tiles.decode)
         programs = min(chunks, max(1, tiles.DECODE_PROGRAMS // (rows * kv_heads)))
         kernel = paged_decode if self.sharing == 1 else paged_decode_grouped
         kernel[(kv_heads, programs, rows)](
@@ -162,8 +168,8 @@ class _Call:
         )
 
     def prefill(self) -> None:
-        metadata, kv_heads, head_dim = self.metadata, self.cache.keys.shape[2], self.query.shape[2]
-        tile = tiles.prefill(tiles.capability(self.query.device), head_dim, self.sharing, self.cache.keys.element_size())
+        metadata, kv_heads = self.metadata, self.cache.keys.shape[2]
+        tile = self.tile(tiles.prefill)
         packed = 1 << (self.sharing - 1).bit_length()
         tokens = tile.rows // packed
         most_tiles = 1 + -(-(metadata.max_query - 1) // tokens)  # a chunk may begin and end in the middle of one

@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from leokernels.triton.jit import jit, kernel
-from leokernels.triton.pages import cache_rows, load_scales, load_tile
+from leokernels.triton.pages import cache_rows, load_tile
 from leokernels.triton.softmax import attend_tile, finish
 
 
@@ -64,7 +64,7 @@ def paged_decode(
 
     Without matrix products: a single query has nothing to reuse, so tensor cores would compute 15 rows of padding.
     Moves `context * 2 D * element size` bytes a head and 8 D bytes a chunk of partial results; 4 D operations a key.
-    Tile: KEYS keys by D, from tiles.DECODE.
+    Tile: KEYS keys by D, from tiles.decode.
     """
     head, row = tl.program_id(0), tl.program_id(2)
     context = tl.load(context_len + row)
@@ -83,19 +83,19 @@ def paged_decode(
         for start in range(begin, stop, KEYS):
             position = start + tl.arange(0, KEYS)
             seen = (position >= first) & (position < stop)
-            rows = cache_rows(table, start, seen, head, KV_HEADS, BLOCK_SIZE, KEYS)
-            k = load_tile(keys, rows, seen, HEAD_DIM, True).to(tl.float32)
-            v = load_tile(values, rows, seen, HEAD_DIM, True).to(tl.float32)
+            rows = cache_rows(table, start, first, stop, head, KV_HEADS, BLOCK_SIZE, KEYS, True)
+            k = load_tile(keys, rows, HEAD_DIM).to(tl.float32)
+            v = load_tile(values, rows, HEAD_DIM).to(tl.float32)
             scores = tl.sum(k * q[None, :], 1)
             if QUANTIZED:
-                scores *= load_scales(key_scales, rows, seen, True)
+                scores *= tl.load(key_scales + rows)
             scores = tl.where(seen, scores, -float("inf"))
             higher = tl.maximum(peak, tl.max(scores, 0))
             shares = tl.exp2(scores - higher)
             kept = tl.exp2(peak - higher)
             total = total * kept + tl.sum(shares, 0)
             if QUANTIZED:
-                shares *= load_scales(value_scales, rows, seen, True)
+                shares *= tl.load(value_scales + rows)
             mixed = mixed * kept + tl.sum(shares[:, None] * v, 0)
             peak = higher
         place = (row.to(tl.int64) * HEADS + head) * chunks + chunk
@@ -157,9 +157,9 @@ def paged_decode_grouped(
         for start in range(begin, stop, KEYS):
             position = start + tl.arange(0, KEYS)
             seen = (position >= first) & (position < stop)
-            rows = cache_rows(table, start, seen, kv_head, KV_HEADS, BLOCK_SIZE, KEYS)
+            rows = cache_rows(table, start, first, stop, kv_head, KV_HEADS, BLOCK_SIZE, KEYS, True)
             mixed, total, peak = attend_tile(
-                q, mixed, total, peak, cache, rows, seen, seen[None, :], scale, HEAD_DIM, QUANTIZED, True, False
+                q, mixed, total, peak, cache, rows, seen[None, :], scale, HEAD_DIM, QUANTIZED, True, False
             )
         place = (row * HEADS + head) * chunks + chunk
         result = finish(mixed, total, QUANTIZED)
@@ -186,7 +186,7 @@ def decode_combine(
 
     partial [R, H, C, D] and log_sums [R, H, C] as paged_decode leaves them; those past a row's own number of chunks are
     not read. Writes out [R, H, D] by `token_stride` and `head_stride`, zeros for a row without keys, as a CUDA graph's
-    padding has. Moves 4 D bytes a chunk. Takes TAKEN chunks at a time, from tiles.COMBINE.
+    padding has. Moves 4 D bytes a chunk. Takes TAKEN chunks at a time, from tiles.COMBINE_CHUNKS.
     """
     head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     _, _, count = _chunks(tl.load(context_len + row), WINDOW, CHUNK)
@@ -199,9 +199,7 @@ def decode_combine(
         chunk = begin + tl.arange(0, TAKEN)
         real = chunk < count
         log_sum = tl.load(log_sums + place + chunk, mask=real, other=-float("inf"))
-        parts = tl.load(
-            partial + (place + chunk)[:, None] * HEAD_DIM + dim[None, :], mask=real[:, None], other=0.0
-        )
+        parts = tl.load(partial + (place + chunk)[:, None] * HEAD_DIM + dim[None, :], mask=real[:, None], other=0.0)
         higher = tl.maximum(peak, tl.max(log_sum, 0))
         shares = tl.exp2(log_sum - higher)
         kept = tl.exp2(peak - higher)

@@ -17,42 +17,30 @@ from leokernels.triton.jit import jit
 def cache_rows(
     table: tl.tensor,
     start: tl.tensor,
-    seen: tl.tensor,
+    lowest: tl.tensor,
+    stop: tl.tensor,
     kv_head: tl.tensor,
     KV_HEADS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     KEYS: tl.constexpr,
+    MASKED: tl.constexpr,
 ) -> tl.tensor:
-    """The cache's rows [KEYS] int32 of the positions from `start` on, a multiple of KEYS of which one at least is seen.
+    """The cache's rows [KEYS] int32 of the positions from `start` on, a multiple of KEYS. `table`: the row's blocks.
 
-    `table` points at the sequence's blocks, `seen` [KEYS] says which positions may be read. With blocks of whole
-    tiles, a tile lies in one block: a single entry is read. With others every position looks up its own; for those that
-    are not seen, block 0 stands in.
+    MASKED: only positions from `lowest` to `stop` may be read, at least one of the tile. The others get the row of the
+    nearest that may, whose finite values then count with a weight of zero: as a mask on the loads would, since what is
+    in unseen slots may be NaN, but for less (masked loads of values made registers spill on sm_80).
+
+    With blocks of whole tiles, a tile lies in one block, and a single entry of the table is read.
     """
-    lane = tl.arange(0, KEYS)
-    if BLOCK_SIZE % KEYS == 0:
-        block = tl.load(table + start // BLOCK_SIZE)
-        slot = block * BLOCK_SIZE + start % BLOCK_SIZE + lane
-    else:
-        block = tl.load(table + (start + lane) // BLOCK_SIZE, mask=seen, other=0)
-        slot = block * BLOCK_SIZE + (start + lane) % BLOCK_SIZE
-    return slot * KV_HEADS + kv_head
+    position = start + tl.arange(0, KEYS)
+    if MASKED:
+        position = tl.minimum(tl.maximum(position, lowest), stop - 1)
+    block = tl.load(table + (start if BLOCK_SIZE % KEYS == 0 else position) // BLOCK_SIZE)
+    return (block * BLOCK_SIZE + position % BLOCK_SIZE) * KV_HEADS + kv_head
 
 
 @jit
-def load_tile(
-    cache: tl.tensor, rows: tl.tensor, seen: tl.tensor, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr
-) -> tl.tensor:
-    """Keys or values [KEYS, HEAD_DIM] as stored. MASKED: zeros instead of what is not seen, which may be NaN."""
-    pointers = cache + rows.to(tl.int64)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    if MASKED:
-        return tl.load(pointers, mask=seen[:, None], other=0.0)
-    return tl.load(pointers)
-
-
-@jit
-def load_scales(scales: tl.tensor, rows: tl.tensor, seen: tl.tensor, MASKED: tl.constexpr) -> tl.tensor:
-    """Scales [KEYS] float32 of these rows. MASKED: zeros instead of what is not seen."""
-    if MASKED:
-        return tl.load(scales + rows, mask=seen, other=0.0)
-    return tl.load(scales + rows)
+def load_tile(cache: tl.tensor, rows: tl.tensor, HEAD_DIM: tl.constexpr) -> tl.tensor:
+    """Keys or values [KEYS, HEAD_DIM] as stored."""
+    return tl.load(cache + rows.to(tl.int64)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :])

@@ -48,15 +48,14 @@ def _walk(
     MASKED: query `i` sees key `j` if `position[i] - WINDOW < j <= position[i]`, and keys below `lowest` or from `stop`
     on are not read. Otherwise every query sees all of them, up to `stop`, a multiple of KEYS too.
     """
-    for start in range(begin, stop, KEYS):
+    for start in tl.range(begin, stop, KEYS):
         key = start + tl.arange(0, KEYS)
-        seen = (key >= lowest) & (key < stop)
         visible = key[None, :] <= position[:, None]
         if WINDOW > 0:
             visible &= key[None, :] > position[:, None] - WINDOW
-        rows = cache_rows(table, start, seen, kv_head, KV_HEADS, BLOCK_SIZE, KEYS)
+        rows = cache_rows(table, start, lowest, stop, kv_head, KV_HEADS, BLOCK_SIZE, KEYS, MASKED)
         mixed, total, peak = attend_tile(
-            q, mixed, total, peak, cache, rows, seen, visible, scale, HEAD_DIM, QUANTIZED, MASKED, WINDOW > 0
+            q, mixed, total, peak, cache, rows, visible, scale, HEAD_DIM, QUANTIZED, MASKED, WINDOW > 0
         )
     return mixed, total, peak
 

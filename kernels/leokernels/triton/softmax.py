@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from leokernels.triton.jit import jit
-from leokernels.triton.pages import load_scales, load_tile
+from leokernels.triton.pages import load_tile
 
 VALUE_UNIT = tl.constexpr(64.0)  # a scale is at most 1/127 of its values' largest: times this, it is of their size
 
@@ -24,7 +24,6 @@ def attend_tile(
     peak: tl.tensor,
     cache: tl.tuple,
     rows: tl.tensor,
-    seen: tl.tensor,
     visible: tl.tensor,
     scale: tl.tensor,
     HEAD_DIM: tl.constexpr,
@@ -34,19 +33,18 @@ def attend_tile(
 ) -> tl.tensor:
     """`mixed` [M, D], `total` [M] and `peak` [M], float32, with the keys of the cache's `rows` [N] added.
 
-    q [M, D]; `cache` is keys, values and the scales of both. `seen` [N]: the keys that some query sees, `visible` [M, N] which sees which; ignored unless MASKED. BLIND:
-    a query may have met no key so far. `scale` > 0 is that of the scores times log2(e).
+    q [M, D]; `cache` is keys, values and the scales of both. `visible` [M, N] says which query sees which key; ignored
+    unless MASKED. BLIND: a query may have met no key so far. `scale` > 0 is that of the scores times log2(e).
 
     8-bit caches (QUANTIZED): what is stored is exact in the dtype of q. The keys' scales multiply the scores, the
     values' the shares, times VALUE_UNIT, so that small values do not push shares below what float16 can hold;
     `finish` takes it out again.
     """
     keys, values, key_scales, value_scales = cache
-    k = load_tile(keys, rows, seen, HEAD_DIM, MASKED)
-    v = load_tile(values, rows, seen, HEAD_DIM, MASKED)
+    k = load_tile(keys, rows, HEAD_DIM)
     scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
     if QUANTIZED:
-        scores *= load_scales(key_scales, rows, seen, MASKED)[None, :]
+        scores *= tl.load(key_scales + rows)[None, :]
     if MASKED:
         scores = tl.where(visible, scores, -float("inf"))
     higher = tl.maximum(peak, tl.max(scores, 1))
@@ -57,7 +55,8 @@ def attend_tile(
     kept = tl.exp2(peak * scale - offset)
     total = total * kept + tl.sum(shares, 1)
     if QUANTIZED:
-        shares *= (load_scales(value_scales, rows, seen, MASKED) * VALUE_UNIT)[None, :]
+        shares *= (tl.load(value_scales + rows) * VALUE_UNIT)[None, :]
+    v = load_tile(values, rows, HEAD_DIM)
     mixed = tl.dot(shares.to(q.dtype), v.to(q.dtype), mixed * kept[:, None], input_precision="ieee")
     return mixed, total, higher
 
