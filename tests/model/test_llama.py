@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from leokernels.fused import TORCH, Fused, triton_functions
+from leokernels.installed import triton_missing
 from leoserve.model.config import ModelConfig
 from leoserve.model.llama import Llama
 from leoserve.model.weights import load_weights
@@ -25,14 +28,24 @@ LAYOUTS: tuple[tuple[Format, Rope], ...] = (
     ("safetensors", "none"),
 )
 BLOCK = 16
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and triton_missing() is None
 
 
 class Paged:
     """A loaded network and a small paged cache, for sequences computed in steps of any composition."""
 
-    def __init__(self, folder: Path, *, dtype: torch.dtype, lengths: Sequence[int], attention: str = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        lengths: Sequence[int],
+        attention: str = "cpu",
+        fused: Fused = TORCH,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
         config = ModelConfig.from_folder(folder)
-        self.model = Llama(config, dtype=dtype, device=CPU, attention=attention)
+        self.model = Llama(config, dtype=dtype, device=CPU, attention=attention, fused=fused, kv_dtype=kv_dtype)
         load_weights(self.model, folder, config, progress=None)
         self.model.prepare()
         self.tables, num_blocks = block_tables(lengths, BLOCK, seed=3)
@@ -99,6 +112,44 @@ def test_chunks_decode_steps_and_mixed_batches_agree_with_transformers(
     expected = expected_logits(folder, tokens)
     torch.testing.assert_close(torch.cat(parts_a), expected[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(torch.cat([mixed[1], tail[1]]), expected[1], atol=1e-4, rtol=1e-4)
+
+
+def mixed_steps(paged: Paged, a: Tensor, b: Tensor) -> Tensor:
+    """Logits of two prompts, computed in chunks, together, and token by token."""
+    first = paged.step([(0, 0, a[:17])])
+    mixed = paged.step([(0, 17, a[17:33]), (1, 0, b[:9])])
+    tail = paged.step([(0, 33, a[33:34]), (1, 9, b[9:10])])
+    rest = paged.step([(0, 34, a[34:35]), (1, 10, b[10:])])
+    return torch.cat([first[0], mixed[0], tail[0], rest[0], mixed[1], tail[1], rest[1]])
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="Triton is not installed, or does not interpret its kernels")
+@pytest.mark.parametrize(("shape", "kv_dtype"), [("7b", None), ("70b", None), ("mistral", None), ("70b", torch.int8)])
+def test_tritons_kernels_give_the_same_logits(tmp_path: Path, shape: str, kv_dtype: torch.dtype | None) -> None:
+    folder = write_checkpoint(tmp_path, shape)
+    a, b = prompts(35, 14)
+    plain = Paged(folder, dtype=torch.float32, lengths=[35, 14], attention="reference", kv_dtype=kv_dtype)
+    triton = Paged(
+        folder,
+        dtype=torch.float32,
+        lengths=[35, 14],
+        attention="triton",
+        fused=triton_functions("for this test"),
+        kv_dtype=kv_dtype,
+    )
+    found, expected = mixed_steps(triton, a, b), mixed_steps(plain, a, b)
+    assert relative(found, expected) < (1e-5 if kv_dtype is None else 2e-3)
+
+
+@pytest.mark.parametrize(("kv_dtype", "bound"), [(torch.int8, 0.02), (torch.float8_e4m3fn, 0.08)])
+def test_an_eight_bit_cache_stays_near_a_plain_one(tmp_path: Path, kv_dtype: torch.dtype, bound: float) -> None:
+    folder = write_checkpoint(tmp_path, "70b")
+    a, b = prompts(35, 14)
+    plain, small = (
+        Paged(folder, dtype=torch.float32, lengths=[35, 14], attention="reference", kv_dtype=stored)
+        for stored in (None, kv_dtype)
+    )
+    assert 0 < relative(mixed_steps(small, a, b), mixed_steps(plain, a, b)) < bound
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
