@@ -47,7 +47,7 @@ def _key(x: tl.tensor) -> tl.tensor:
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-@kernel(unaligned=("tokens", "counts"))
+@kernel(varying=("most",), unaligned=("tokens", "counts"))
 def gather_logprobs_kernel(
     logits: tl.tensor,
     tokens: tl.tensor,
@@ -57,7 +57,7 @@ def gather_logprobs_kernel(
     rank: tl.tensor,
     top_ids: tl.tensor,
     top_logprobs: tl.tensor,
-    MOST: tl.constexpr,
+    most: tl.tensor,
     VOCAB: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
@@ -80,10 +80,10 @@ def gather_logprobs_kernel(
             log_sum, place = _sum_and_rank(line, dead, peak, chosen, token, VOCAB, TILE)
             tl.store(logprob + row, chosen - peak - log_sum)
             tl.store(rank + row, place)
-            for number in range(0, tl.minimum(count, MOST)):
+            for number in range(0, tl.minimum(count, most)):
                 value, last = _next(line, dead, value, last, VOCAB, TILE)
-                tl.store(top_ids + row * MOST + number, last)
-                tl.store(top_logprobs + row * MOST + number, value - peak - log_sum)
+                tl.store(top_ids + row * most + number, last)
+                tl.store(top_logprobs + row * most + number, value - peak - log_sum)
         else:
             tl.store(logprob + row, float("nan"))
             tl.store(rank + row, 0)
