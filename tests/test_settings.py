@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import leokernels
 from leoserve.engine.config import EngineConfig
+from leoserve.engine.start import KV_DTYPES
 from leoserve.flags import add_options
 from leoserve.settings import PREFIX, Settings, SettingsError, extra, flag, unknown_variables
 
@@ -220,3 +222,14 @@ def test_the_engine_gets_every_option_that_is_its_own() -> None:
 def test_everything_the_engine_can_be_told_is_an_option() -> None:
     given = {"model", "token_ranges", "progress", "kv_cache_memory_bytes"}
     assert set(EngineConfig.__struct_fields__) - given <= set(FIELDS)
+
+
+def test_the_help_names_every_attention_kernel() -> None:
+    assert FIELDS["attention"].description is not None
+    assert ", ".join(leokernels.NAMES[:-1]) + f" or {leokernels.NAMES[-1]}" in FIELDS["attention"].description
+
+
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+def test_every_dtype_of_the_cache_is_one_that_the_engine_knows(dtype: str) -> None:
+    settings = parse("--kv-dtype", dtype)
+    assert settings.engine_config(Path("model"), []).kv_dtype == dtype
