@@ -15,6 +15,7 @@ from leokernels.contract import AttentionFunction, AttentionMetadata, KVCache, U
 from leokernels.installed import triton_missing
 
 HALF = (torch.bfloat16, torch.float16)
+FLASH_HEAD_DIMS = (32, 64, 96, 128, 160, 192, 224, 256)  # that FlashAttention-2's libraries have kernels for
 Capability = tuple[int, int]
 
 
@@ -138,6 +139,7 @@ TABLE = (
         reason="FlashAttention-2 by its authors",
         devices=("cuda",),
         dtypes=HALF,
+        head_dims=FLASH_HEAD_DIMS,
         block_size=256,
         block_multiple=256,
         capability=(8, 0),
@@ -150,6 +152,7 @@ TABLE = (
         reason="PyTorch's FlashAttention-2, slow for few rows with long contexts",
         devices=("cuda",),
         dtypes=HALF,
+        head_dims=FLASH_HEAD_DIMS,
         block_size=256,
         block_multiple=256,
         capability=(8, 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from leokernels import Place, UnsupportedAttention, attention, choose, choose_fused, new_cache, reference, varlen
 from leokernels.installed import triton_missing
 from leokernels.table import TABLE, Implementation
+from tests.conftest import clean_environment
 from tests.kernels import doubles
 from tests.kernels.paging import CPU
 
@@ -241,6 +243,12 @@ def test_a_gpu_with_triton_runs_tritons_functions(machine: Machine, monkeypatch:
     monkeypatch.setitem(sys.modules, "leokernels.triton.fused", functions)
     fused = choose_fused(ON_GPU)
     assert (fused.name, fused.rms_norm, fused.rope_and_cache, fused.silu_and_mul) == ("triton", 1, 2, 3)
+
+
+@pytest.mark.parametrize("module", ["leokernels", "leoserve.engine.start"])
+def test_nothing_needs_triton_or_flash_attn_to_be_imported(module: str) -> None:
+    code = f"import sys; sys.modules.update(triton=None, flash_attn=None); import {module}"
+    subprocess.run([sys.executable, "-c", code], env=clean_environment(), check=True)
 
 
 def test_tritons_attention_is_imported_when_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
