@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -232,9 +233,7 @@ def test_tensors_that_the_kernels_cannot_read_are_refused(what: str) -> None:
 
 
 def test_every_gpu_has_tiles() -> None:
-    for capability in ((8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)):
-        for head_dim in (64, 128):
-            for sharing in (1, 4, 8):
-                for cached_bytes in (1, 2):
-                    assert tiles.prefill(capability, head_dim, sharing, cached_bytes).rows >= 16
-                    assert tiles.CHUNK % tiles.decode(capability, head_dim, sharing, cached_bytes).keys == 0
+    capabilities = ((8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0))
+    for shape in product(capabilities, (64, 128), (1, 4, 8), (1, 2), (False, True)):
+        assert tiles.prefill(*shape).rows >= 16
+        assert tiles.CHUNK % tiles.decode(*shape).keys == 0

@@ -47,6 +47,7 @@ def attention_scenarios(capability: Capability) -> Iterator[Scenario]:
     yield "7B, int8", lambda: step(32, 32, 128, torch.int8)
     yield "70B", lambda: step(64, 8, 128, torch.bfloat16)
     yield "70B, int8", lambda: step(64, 8, 128, torch.int8)
+    yield "70B, int8, a window", lambda: step(64, 8, 128, torch.int8, window=4096)
     yield "Mistral, a window", lambda: step(32, 8, 128, torch.bfloat16, window=4096)
     yield "heads of 64", lambda: step(12, 12, 64, torch.bfloat16)
     yield "grouped heads of 64", lambda: step(32, 8, 64, torch.bfloat16)

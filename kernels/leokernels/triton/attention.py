@@ -106,10 +106,10 @@ class _Call:
     def pages(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         return self.cache.keys, self.cache.values, self.cache.key_scales, self.cache.value_scales
 
-    def tile(self, table: Callable[[tuple[int, int], int, int, int], Tile]) -> Tile:
+    def tile(self, table: Callable[[tuple[int, int], int, int, int, bool], Tile]) -> Tile:
         """What one of the tables has for this GPU, network and cache."""
-        capability = tiles.capability(self.query.device)
-        return table(capability, self.query.shape[2], self.sharing, self.cache.keys.element_size())
+        capability, cached_bytes = tiles.capability(self.query.device), self.cache.keys.element_size()
+        return table(capability, self.query.shape[2], self.sharing, cached_bytes, self.window is not None)
 
     def workspace(self, results: int) -> Workspace:
         found = self.metadata.plans.get(WORKSPACE)

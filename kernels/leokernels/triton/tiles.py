@@ -1,8 +1,8 @@
 """How large a tile of each kernel is, and how many warps and stages work on it.
 
 Nothing is tuned while serving: a tile also decides in which order a row's sums are taken, and two servers of the same
-version on the same GPU give the same bits. A tile is chosen by architecture, head size, whether heads share a KV head,
-and the size of what is cached.
+version on the same GPU give the same bits. A tile is chosen by architecture, head size, how many heads share a KV head,
+the size of what is cached, and whether there is a sliding window.
 
 Chosen by compiling: no kernel needs stack memory, which would be spilled registers, on any of the architectures, nor
 more shared memory than they have (99 KiB on sm_89, 163 on sm_80, 227 on sm_90 and sm_100). Nothing here was timed yet.
@@ -49,20 +49,25 @@ def architecture(capability: tuple[int, int]) -> str:
     return "sm_80" if capability in ((8, 0), (8, 7)) else "sm_89"  # the others have less shared memory
 
 
-def prefill(capability: tuple[int, int], head_dim: int, sharing: int, cached_bytes: int) -> Tile:
-    """paged_prefill's tile, for `sharing` heads on a KV head and elements of `cached_bytes` in the cache."""
-    match architecture(capability), head_dim, sharing > 1, cached_bytes:
+def prefill(capability: tuple[int, int], head_dim: int, sharing: int, cached_bytes: int, windowed: bool) -> Tile:
+    """paged_prefill's tile, for `sharing` heads on a KV head and elements of `cached_bytes` in the cache.
+
+    On sm_80, larger ones than these spill: keys of 8 bits are converted in registers, and a window has a loop more.
+    """
+    match architecture(capability), head_dim, cached_bytes, windowed:
         case "interpreter", _, _, _:
-            return Tile(rows=32, keys=16, warps=4, stages=1)  # small, so that a few dozen tokens meet every kind of tile
-        case "sm_80", 128, _, 1:
-            return Tile(rows=128, keys=32, warps=8, stages=2)  # with 64 keys, converting them makes registers spill
-        case "sm_89", _, _, _:
+            return Tile(
+                rows=32, keys=16, warps=4, stages=1
+            )  # small, so that a few dozen tokens meet every kind of tile
+        case ("sm_80", 128, 1, _) | ("sm_89", _, _, _):
             return Tile(rows=64, keys=32, warps=4, stages=2)
+        case "sm_80", 128, _, True:
+            return Tile(rows=128, keys=32, warps=8, stages=2)
         case _:
             return Tile(rows=128, keys=64, warps=8, stages=2)
 
 
-def decode(capability: tuple[int, int], head_dim: int, sharing: int, cached_bytes: int) -> Tile:
+def decode(capability: tuple[int, int], head_dim: int, sharing: int, cached_bytes: int, windowed: bool) -> Tile:
     """The tile of paged_decode, or of paged_decode_grouped where several heads share a KV head."""
     rows = 1 if sharing == 1 else max(16, 1 << (sharing - 1).bit_length())  # no tensor core multiplies fewer than 16
     if architecture(capability) == "interpreter":
