@@ -67,8 +67,8 @@ UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "Ä": "
 
 
 # What a phrasing is for. Only the first is ever trained on; the second is looked at while the recipe is chosen, the
-# last when it stands. Of each list of phrasings these shares, and at least one, are held out, drawn by lot. The first of
-# a list, the plainest way to say it, is always learnt.
+# last when it stands. Of each list of phrasings these shares, and at least one, are held out, drawn by lot. The first
+# of a list, the plainest way to say it, is always learnt.
 Split = Literal["training", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("training", "validation", "test")
 HELD_OUT: tuple[tuple[Split, float], ...] = (("test", 0.08), ("validation", 0.04))
