@@ -56,9 +56,7 @@ def prefill(capability: tuple[int, int], head_dim: int, sharing: int, cached_byt
     """
     match architecture(capability), head_dim, cached_bytes, windowed:
         case "interpreter", _, _, _:
-            return Tile(
-                rows=32, keys=16, warps=4, stages=1
-            )  # small, so that a few dozen tokens meet every kind of tile
+            return Tile(rows=32, keys=16, warps=4, stages=1)  # so that a few dozen tokens meet every kind of tile
         case ("sm_80", 128, 1, _) | ("sm_89", _, _, _):
             return Tile(rows=64, keys=32, warps=4, stages=2)
         case "sm_80", 128, _, True:
