@@ -1,0 +1,313 @@
+"""Stage 3: attention alone. Decode in bytes a second, prompts in operations a second, beside PyTorch's own.
+
+PyTorch's FlashAttention-2 is measured over keys and values that lie together, sequence by sequence: without pages, as
+it is meant to be used, so that it is a bar and not a strawman. Over pages too, where this PyTorch can.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpustages.paged import Heads, Problem, filled
+from gpustages.place import Place
+from gpustages.shapes import SEVEN, SEVENTY, TINY, Shape
+from gpustages.stages import Measurement, brief
+from leokernels import fused as plain
+from leokernels import varlen
+from leokernels.table import dtype_name
+from leokernels.triton import fused, tiles
+from leokernels.triton.logits import process_logits
+from leokernels.triton.sampling import sample
+from leokernels.triton.state import SamplingState, SlotSettings
+from leokernels.triton.tiles import Tile
+
+COLD_BYTES = 256 << 20  # of layers that follow each other, so that no cache holds one until its next turn
+Row = tuple[int, int]
+
+DECODE_TILES = tuple(
+    Tile(1, keys, warps, stages) for keys in (32, 64, 128) for warps, stages in ((2, 2), (4, 2), (4, 3), (8, 2))
+)
+PREFILL_TILES = (
+    Tile(128, 64, 8, 2),
+    Tile(128, 64, 8, 3),
+    Tile(128, 64, 4, 3),
+    Tile(128, 128, 8, 2),
+    Tile(128, 128, 8, 3),
+    Tile(64, 64, 4, 3),
+    Tile(64, 128, 4, 3),
+    Tile(128, 32, 8, 4),
+)
+
+
+def measure(place: Place) -> Iterator[Measurement]:
+    """What decides first: 7B's decode and prompts. Then grouped queries, 8 bits, small kernels, other tiles."""
+    seven, seventy = (TINY, TINY) if place.tiny else (SEVEN, SEVENTY)
+    for batch in (1, 2) if place.tiny else (1, 8, 64, 224):
+        yield from decode(place, seven, batch, 40 if place.tiny else 1024, rivals=True)
+    for rows in prompts(place):
+        yield from prefill(place, seven, rows)
+    for kv_dtype in place.eight_bit:
+        for batch in (2,) if place.tiny else (1, 64):
+            yield from decode(place, seven, batch, 40 if place.tiny else 1024, kv_dtype=kv_dtype)
+    if not place.tiny:
+        for batch, context in ((1, 8192), (8, 8192), (64, 4096)):
+            yield from decode(place, seven, batch, context)
+        for batch in (1, 64, 224):
+            yield from decode(place, seventy, batch, 1024, rivals=True)
+        yield from prefill(place, seventy, [(0, 8192)])
+    yield from between_products(place, seven)
+    yield from choosing(place, seven)
+    yield from other_tiles(place, seven)
+
+
+def prompts(place: Place) -> list[list[Row]]:
+    """8192 tokens as prompts of 512, 2k and 8k, without and with a prefix that is cached."""
+    if place.tiny:
+        return [[(0, 20), (0, 20)], [(30, 10)]]
+    return [[(0, 512)] * 16, [(0, 2048)] * 4, [(0, 8192)], [(1536, 512)] * 16, [(6144, 2048)] * 4, [(7680, 512)]]
+
+
+def decode(
+    place: Place,
+    shape: Shape,
+    batch: int,
+    context: int,
+    *,
+    kv_dtype: torch.dtype | None = None,
+    rivals: bool = False,
+    note: str = "",
+) -> Iterator[Measurement]:
+    """One token of each of `batch` sequences."""
+    problem = _problem(place, shape, [(context - 1, 1)] * batch, kv_dtype)
+    title = f"decode {shape.name} B{batch}, {context} keys{_kind(kv_dtype)}"
+    yield _entry(f"{title}{note}", place, problem, "gb_s", _ours(problem))
+    if not rivals:
+        return
+    layers = [_together(problem, layer) for layer in range(len(problem.caches))]
+    yield from _rival(place, problem, "gb_s", f"{title}: PyTorch SDPA (flash)", lambda: _sdpa(problem, layers))
+    if place.device.type == "cuda" and varlen.missing() is None:
+        del layers
+        paged = _problem(place, shape, [(context - 1, 1)] * batch, kv_dtype, block_size=256)
+        calls = [_attend(paged, layer, "torch_varlen") for layer in range(len(paged.caches))]
+        yield from _rival(place, paged, "gb_s", f"{title}: PyTorch varlen (paged)", lambda: calls)
+
+
+def prefill(place: Place, shape: Shape, rows: list[Row], note: str = "") -> Iterator[Measurement]:
+    """Prompts, or what is left of them after a cached prefix."""
+    problem = _problem(place, shape, rows, None, layers=1)
+    start, count = rows[0]
+    title = f"prefill {shape.name} {len(rows)} × {count}" + (f" after {start}" if start else "")
+    yield _entry(f"{title}{note}", place, problem, "tflop_s", _ours(problem))
+    if note:
+        return
+    layers = [_together(problem, 0)]
+    if not start:
+        yield from _rival(place, problem, "tflop_s", f"{title}: PyTorch SDPA (flash)", lambda: _sdpa(problem, layers))
+    yield from _rival(place, problem, "tflop_s", f"{title}: PyTorch varlen", lambda: _varlen(problem, layers))
+
+
+def _problem(
+    place: Place,
+    shape: Shape,
+    rows: list[Row],
+    kv_dtype: torch.dtype | None,
+    *,
+    layers: int | None = None,
+    block_size: int = 64,
+) -> Problem:
+    of = Heads(shape.heads, shape.kv_heads, shape.head_dim)
+    itemsize = (kv_dtype or place.dtype).itemsize
+    layer_bytes = sum(start + count for start, count in rows) * shape.kv_heads * shape.head_dim * itemsize * 2
+    enough = 1 if place.tiny else max(1, min(shape.layers, -(-COLD_BYTES // layer_bytes)))
+    return filled(
+        rows,
+        of,
+        block_size=16 if place.tiny else block_size,
+        dtype=place.dtype,
+        kv_dtype=kv_dtype,
+        device=place.device,
+        layers=layers or enough,
+    )
+
+
+def _kind(kv_dtype: torch.dtype | None) -> str:
+    return "" if kv_dtype is None else f", {dtype_name(kv_dtype)}"
+
+
+def _ours(problem: Problem) -> list[Callable[[], object]]:
+    return [_attend(problem, layer, "triton") for layer in range(len(problem.caches))]
+
+
+def _attend(problem: Problem, layer: int, implementation: str) -> Callable[[], object]:
+    out = torch.empty_like(problem.query)
+    return lambda: problem.attend(implementation, layer=layer, out=out)
+
+
+def _entry(name: str, place: Place, problem: Problem, unit: str, calls: list[Callable[[], object]]) -> Measurement:
+    timing = place.stopwatch.measure(*calls)
+    rate = problem.bytes_read / timing.ms / 1e6 if unit == "gb_s" else problem.operations / timing.ms / 1e9
+    return {"name": name, unit: rate, **timing.entry()}
+
+
+def _rival(
+    place: Place, problem: Problem, unit: str, name: str, make: Callable[[], list[Callable[[], object]]]
+) -> Iterator[Measurement]:
+    """What another library reaches, or why it does not run: neither is a failure of ours."""
+    try:
+        entry = _entry(name, place, problem, unit, make())
+    except Exception as error:
+        entry = {"name": name, "note": f"did not run: {brief(error)}"}
+    yield entry
+
+
+def _together(problem: Problem, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys and values [rows, context, kv_heads, head_dim] of rows that are all of one length, without pages."""
+    cache, table = problem.caches[layer], problem.metadata.block_table
+    context = problem.metadata.max_context
+    blocks = table[:, : -(-context // problem.block_size)].long()
+    keys, values = (part[blocks].flatten(1, 2)[:, :context].contiguous() for part in (cache.keys, cache.values))
+    return keys, values
+
+
+def _sdpa(problem: Problem, layers: list[tuple[Tensor, Tensor]]) -> list[Callable[[], object]]:
+    """scaled_dot_product_attention; on a GPU by FlashAttention only."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    count = problem.rows[0][1]
+    query = problem.query.view(len(problem.rows), count, *problem.query.shape[1:]).transpose(1, 2)
+    grouped = problem.of.heads != problem.of.kv_heads
+    backend = SDPBackend.FLASH_ATTENTION if query.is_cuda else SDPBackend.MATH
+
+    def call(keys: Tensor, values: Tensor) -> Callable[[], object]:
+        def attend() -> Tensor:
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(
+                    query, keys.transpose(1, 2), values.transpose(1, 2), is_causal=count > 1, enable_gqa=grouped
+                )
+
+        return attend
+
+    return [call(keys, values) for keys, values in layers]
+
+
+def _varlen(problem: Problem, layers: list[tuple[Tensor, Tensor]]) -> list[Callable[[], object]]:
+    """varlen_attn, whose spelling of causality changed between versions."""
+    function: Any = importlib.import_module(varlen.MODULE).varlen_attn
+    known = inspect.signature(function).parameters
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if "enable_gqa" in known:
+        causal["enable_gqa"] = problem.of.heads != problem.of.kv_heads
+    metadata = problem.metadata
+    contexts = metadata.context_len.cumsum(0).int()
+    key_start = F.pad(contexts, (1, 0))
+
+    def call(keys: Tensor, values: Tensor) -> Callable[[], object]:
+        return lambda: function(
+            problem.query,
+            keys.flatten(0, 1),
+            values.flatten(0, 1),
+            metadata.query_start,
+            key_start,
+            metadata.max_query,
+            metadata.max_context,
+            **causal,
+        )
+
+    return [call(keys, values) for keys, values in layers]
+
+
+def between_products(place: Place, shape: Shape) -> Iterator[Measurement]:
+    """Norm, rotary positions and gate, ours and plain torch's, over batches of decoding and of a prompt."""
+    for rows in (2,) if place.tiny else (1, 64, 8192):
+        for name, module in (("ours", fused), ("torch", plain)):
+            for what, elements, call in _between(place, shape, rows, module):
+                timing = place.stopwatch.measure(call)
+                rate = elements * place.dtype.itemsize / timing.ms / 1e6
+                yield {"name": f"{what} of {rows} rows, {name}", "gb_s": rate, **timing.entry()}
+
+
+def _between(
+    place: Place, shape: Shape, rows: int, module: ModuleType
+) -> Iterator[tuple[str, int, Callable[[], object]]]:
+    """What is called, how many numbers it reads and writes at the least, and the call."""
+    heads = shape.heads + 2 * shape.kv_heads
+    x, residual, gates, qkv = (
+        torch.randn(rows, width, device=place.device).to(place.dtype)
+        for width in (shape.hidden, shape.hidden, 2 * shape.inner, heads * shape.head_dim)
+    )
+    weight = torch.ones(shape.hidden, dtype=place.dtype, device=place.device)
+    angles = torch.rand(rows, 2, 1, shape.head_dim // 2, device=place.device)
+    cache = _problem(place, shape, [(0, max(2, rows))], None, layers=1).caches[0]
+    slots = torch.arange(rows, device=place.device)
+    by_head = qkv.view(rows, heads, shape.head_dim)
+    yield "norm", 4 * rows * shape.hidden, lambda: module.rms_norm(x, weight, 1e-5, residual)
+    yield "gate", 3 * rows * shape.inner, lambda: module.silu_and_mul(gates)
+    yield (
+        "rotary positions",
+        2 * rows * heads * shape.head_dim,
+        lambda: module.rope_and_cache(by_head, angles, cache, slots, shape.heads, shape.kv_heads),
+    )
+
+
+def choosing(place: Place, shape: Shape) -> Iterator[Measurement]:
+    """From logits to tokens: greedy, plain sampling, and with top_k and top_p."""
+    settings = {
+        "greedy": SlotSettings(temperature=0.0),
+        "temperature": SlotSettings(temperature=0.8),
+        "top_k and top_p": SlotSettings(temperature=0.8, top_k=50, top_p=0.9),
+        "penalties": SlotSettings(temperature=0.8, repetition=1.1, frequency=0.1),
+    }
+    for rows in (2,) if place.tiny else (1, 64, 224):
+        for name, setting in settings.items():
+            timing = place.stopwatch.measure(_choice(place, shape.vocab, rows, setting))
+            yield {"name": f"choosing {rows} tokens, {name}", **timing.entry()}
+
+
+def _choice(place: Place, vocab: int, rows: int, setting: SlotSettings) -> Callable[[], object]:
+    logits = torch.randn(rows, vocab, device=place.device) * 3
+    slots = torch.arange(rows, dtype=torch.int32, device=place.device)
+    positions = torch.arange(rows, device=place.device)
+    state = SamplingState.empty(rows, vocab, (), place.device)
+    for slot in range(rows):
+        state.set_slot(slot, setting, [1, 2, 3], [4, 5])
+    return lambda: sample(process_logits(logits, slots, state), slots, positions, state)
+
+
+def other_tiles(place: Place, shape: Shape) -> Iterator[Measurement]:
+    """The same attention with other tiles than the table's, for the table's sake: what spills or fails is noted."""
+    context = 40 if place.tiny else 1024
+    for tile in DECODE_TILES[:1] if place.tiny else DECODE_TILES:
+        with _tile("decode", tile):
+            for batch in (2,) if place.tiny else (1, 64):
+                yield from _tried(decode, tile, place, shape, batch, context)
+    for tile in PREFILL_TILES[:1] if place.tiny else PREFILL_TILES:
+        with _tile("prefill", tile):
+            yield from _tried(prefill, tile, place, shape, prompts(place)[-1 if place.tiny else 1])
+
+
+def _tried(what: Callable[..., Iterator[Measurement]], tile: Tile, *arguments: Any) -> Iterator[Measurement]:
+    note = f", tile {tile.rows}×{tile.keys}, {tile.warps} warps, {tile.stages} stages"
+    try:
+        yield from what(*arguments, note=note)
+    except Exception as error:  # too much shared memory, say
+        yield {"name": f"{what.__name__}{note}", "note": brief(error)}
+
+
+@contextmanager
+def _tile(kernel: str, tile: Tile) -> Iterator[None]:
+    """This tile instead of the table's."""
+    usual = getattr(tiles, kernel)
+    setattr(tiles, kernel, lambda *_: tile)
+    try:
+        yield
+    finally:
+        setattr(tiles, kernel, usual)

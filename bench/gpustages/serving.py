@@ -1,0 +1,158 @@
+"""Stages 5 and 6: the engine in this process. Time per token, prompts, overlap, where the time goes; 13B; 8 bits."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+
+from gpustages.network import Engine, Sizes, engine, random_network, release, weight_bytes
+from gpustages.place import Place
+from gpustages.shapes import SEVEN, THIRTEEN, TINY, Shape
+from gpustages.stages import Measurement
+from gpustages.timing import summary
+from leoserve.model.llama import Llama
+
+CONTEXT = 1024  # tokens of a sequence in the middle of its answer
+ANSWER = 65
+LONGEST = 8192
+
+
+def measure_7b(place: Place) -> Iterator[Measurement]:
+    """Overlapped and recorded first, as it is served; then each of them off; then prompts and a profile."""
+    shape = TINY if place.tiny else SEVEN
+    model = random_network(place, shape)
+    batches = (1, 2) if place.tiny else (1, 8, 64)
+    with engine(place, model, sizes(place, batches[-1]), graphs=True) as made:
+        made.generate(*_request(place, batches[-1]), ahead=1)  # compiles
+        for batch in batches:
+            yield time_per_token(place, shape, model, made, batch, ahead=1)
+        for batch in batches:
+            yield time_per_token(place, shape, model, made, batch, ahead=0, note=", without overlap")
+        yield from prompts(place, shape, made)
+        for batch in (batches[0], batches[-1]):
+            yield from profile(place, shape, made, batch)
+        made.runner._graphs = None
+        for batch in (batches[0], batches[-1]):
+            yield time_per_token(place, shape, model, made, batch, ahead=1, note=", without graphs")
+
+
+def measure_larger(place: Place) -> Iterator[Measurement]:
+    """13B first, then both with caches of 8 bits, at batches that 16 bits leave no room for."""
+    shapes = (TINY,) if place.tiny else (THIRTEEN, SEVEN)
+    for shape in shapes:
+        if shape is not SEVEN:
+            yield from _cache_of(place, shape, None, (1, 2) if place.tiny else (1, 8, 64))
+        for kv_dtype in reversed(place.eight_bit):
+            yield from _cache_of(place, shape, kv_dtype, (2,) if place.tiny else (1, 64, 128))
+    if importlib.util.find_spec("leoserve.model.quantized") is None:
+        yield {"name": "weights of 8 and 4 bits", "note": "not measured: this version serves none"}
+
+
+def _cache_of(
+    place: Place, shape: Shape, kv_dtype: torch.dtype | None, batches: tuple[int, ...]
+) -> Iterator[Measurement]:
+    kind = "" if kv_dtype is None else f", cache of {str(kv_dtype).removeprefix('torch.')}"
+    model = random_network(place, shape, kv_dtype)
+    with engine(place, model, sizes(place, batches[-1]), graphs=True) as made:
+        made.generate(*_request(place, batches[-1]), ahead=1)
+        for batch in batches:
+            yield time_per_token(place, shape, model, made, batch, ahead=1, note=kind)
+        if kv_dtype is None:
+            yield from prompts(place, shape, made)
+    del model
+    release(place)
+
+
+def sizes(place: Place, batch: int) -> Sizes:
+    """Room for `batch` sequences of a little more than CONTEXT tokens, and for one of the longest."""
+    if place.tiny:
+        return Sizes(batch, 96, 64, 16, batch)
+    block = 64
+    needed = batch * -(-(CONTEXT + ANSWER + block) // block) * block
+    return Sizes(batch, LONGEST, LONGEST, block, max(1, -(-needed // LONGEST)))
+
+
+def _request(place: Place, batch: int) -> tuple[int, int, int]:
+    """Sequences, tokens of each prompt, tokens of each answer."""
+    return (batch, 20, 6) if place.tiny else (batch, CONTEXT - ANSWER // 2, ANSWER)
+
+
+def time_per_token(
+    place: Place, shape: Shape, model: Llama, made: Engine, batch: int, *, ahead: int, note: str = ""
+) -> Measurement:
+    """Between outputs, while all sequences generate; the ceiling is weights and cache at copy bandwidth."""
+    made.generate(*_request(place, batch), ahead=ahead)
+    gaps = made.gaps(batch)
+    timing = summary(gaps, "engine")
+    _, prompt, answer = _request(place, batch)
+    moved = weight_bytes(model) + batch * (prompt + answer // 2) * shape.kv_bytes(model.kv_dtype.itemsize)
+    return {
+        "name": f"{shape.name} decode, B{batch}{note}",
+        "tokens_s": batch / timing.ms * 1e3,
+        "ceiling_tokens_s": batch * place.bytes_a_second / moved,
+        **timing.entry(),
+    }
+
+
+def prompts(place: Place, shape: Shape, made: Engine) -> Iterator[Measurement]:
+    """From a request to its first token."""
+    for length in (20,) if place.tiny else (512, 1024, 2048, 8000):
+        times = [made.generate(1, length, 1, ahead=1) * 1e3 for _ in range(2 if place.tiny else 5)]
+        timing = summary(times[1:], "engine")
+        pairs = length * (length + 1) // 2
+        operations = 2 * shape.product_weights * length + 4 * pairs * shape.heads * shape.head_dim * shape.layers
+        yield {
+            "name": f"{shape.name} prompt of {length} ({length / timing.ms * 1e3:.0f} tok/s)",
+            "tflop_s": operations / timing.ms / 1e9,
+            **timing.entry(),
+        }
+
+
+def profile(place: Place, shape: Shape, made: Engine, batch: int) -> Iterator[Measurement]:
+    """The share of time in which the GPU does nothing while all sequences generate, and which kernels take the rest."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if place.device.type == "cuda":
+        activities = [torch.profiler.ProfilerActivity.CUDA]  # the host's own events would slow the host down
+    size, prompt, answer = _request(place, batch)
+    with torch.profiler.profile(activities=activities) as profiler:
+        made.generate(size, prompt, answer, ahead=1)
+    place.synchronize()
+    spans = [
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in profiler.events() or ()
+        if str(event.device_type).lower().endswith(place.device.type)
+    ]
+    begin = sorted(start for start, _, _ in spans)[len(spans) // 2]  # the second half of all kernels: decoding only
+    spans = sorted(span for span in spans if span[0] >= begin)
+    busy, total = busy_time([(start, end) for start, end, _ in spans])
+    taken: Counter[str] = Counter()
+    for start, end, name in spans:
+        taken[name[:60]] += end - start
+    whole = sum(taken.values()) or 1
+    yield {
+        "name": f"{shape.name} decode, B{batch}: the GPU is idle (while profiled)",
+        "idle_share": 1 - busy / total if total else None,
+        "note": f"{1 - busy / total:.1%}; median gap between tokens {statistics.median(made.gaps(batch) or [0]):.2f} ms"
+        if total
+        else "no kernels were seen",
+        "kernels": {name: time / whole for name, time in taken.most_common(20)},
+    }
+
+
+def busy_time(spans: list[tuple[float, float]]) -> tuple[float, float]:
+    """Of (start, end) in order of start: the time that at least one covers, and that from the first to the last."""
+
+    def add(sofar: tuple[float, float], span: tuple[float, float]) -> tuple[float, float]:
+        covered, until = sofar
+        start, end = span
+        return covered + max(0.0, end - max(start, until)), max(until, end)
+
+    if not spans:
+        return 0.0, 0.0
+    covered, until = functools.reduce(add, spans, (0.0, spans[0][0]))
+    return covered, until - spans[0][0]
