@@ -267,6 +267,24 @@ class Settings(BaseSettings):
         "Engine",
         "Keep computed prompt beginnings and share them between requests. Turn it off to measure without it.",
     )
+    deterministic: bool | None = option(
+        None,
+        "Engine",
+        "Give a request the same tokens and log-probabilities, bit by bit, whatever runs beside it. Costs speed on a "
+        "GPU; elsewhere only that generated tokens are not shared as prompt beginnings. Turn it off to share them.",
+        unset="on a CPU yes, on a GPU no",
+    )
+    async_scheduling: bool = option(
+        True,
+        "Engine",
+        "Plan and launch a GPU's next step while it computes the one before. Turn it off to debug.",
+    )
+    enforce_eager: bool = option(
+        False,
+        "Engine",
+        "Launch a GPU's decode steps kernel by kernel instead of as CUDA graphs: slower, for debugging, and to start "
+        "faster with less memory.",
+    )
     attention: str = option(
         "auto",
         "Engine",

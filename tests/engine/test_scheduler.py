@@ -13,7 +13,7 @@ from leoserve.engine.cache import BlockPool
 from leoserve.engine.loop import EngineLoop
 from leoserve.engine.request import Abort, Refused, Request, SamplingParams, StepOutputs
 from leoserve.engine.scheduler import Scheduler, SchedulerLimits
-from tests.engine.paged_oracle import PagedOracle, next_token
+from tests.engine.paged_oracle import LateOracle, PagedOracle, next_token
 
 
 def make_scheduler(
@@ -46,17 +46,17 @@ def make_scheduler(
 class Driver:
     """The real loop over a scheduler and the oracle, collecting what each choice was sent."""
 
-    def __init__(self, scheduler):
+    def __init__(self, scheduler, *, ahead=0):
         self.scheduler = scheduler
         limits = scheduler.limits
-        self.oracle = PagedOracle(
+        self.oracle = (LateOracle if ahead else PagedOracle)(
             num_blocks=scheduler.pool.num_blocks, block_size=limits.block_size, budget=limits.max_tokens_per_step
         )
         self.sent: dict[tuple[str, int], list[int]] = {}
         self.reasons: dict[tuple[str, int], str] = {}
         self.cached: dict[tuple[str, int], int] = {}
         self.refusals: list[Refused] = []
-        self.loop = EngineLoop(scheduler, self.oracle, self._receive)
+        self.loop = EngineLoop(scheduler, self.oracle, self._receive, ahead=ahead)
         self._arrivals = itertools.count(1)
 
     def submit(self, name, prompt, *, max_tokens=5, n=1, priority=0, stop=(), salt=""):
@@ -114,10 +114,11 @@ class Histories(RuleBasedStateMachine):
     """Arrivals, cancellations, finishes and preemptions on tiny pools."""
 
     options: ClassVar[dict] = {}
+    ahead: ClassVar[int] = 0
 
     def __init__(self):
         super().__init__()
-        self.driver = Driver(make_scheduler(**self.options))
+        self.driver = Driver(make_scheduler(**self.options), ahead=self.ahead)
         self.names = itertools.count()
         self.requests = {}
         self.aborted = set()
@@ -155,10 +156,11 @@ class Histories(RuleBasedStateMachine):
         for _ in range(steps):
             head = (self.driver.scheduler.running or [None])[0]
             before = head and (len(head.tokens), head.num_computed)
-            if not self.driver.loop.step():
-                assert not self.driver.scheduler.has_work, "work waits and no step is planned"
-                break
-            self.driver.scheduler.check()
+            for _ in range(1 + self.ahead):  # what is in flight may have to come home before the next can be planned
+                if not self.driver.loop.step():
+                    assert not self.driver.scheduler.has_work, "work waits and no step is planned"
+                    return
+                self.driver.scheduler.check()
             if head is not None and head.status.value == "running":  # the first in order always moves
                 assert (len(head.tokens), head.num_computed) > before
 
@@ -191,6 +193,21 @@ class Histories(RuleBasedStateMachine):
                     assert self.driver.reasons[name, index] == ("stop" if stopped else "length")
 
 
+class HistoriesAhead(Histories):
+    """Every step is planned while the one before is still in flight, on a device that computes late."""
+
+    options: ClassVar[dict] = {"num_blocks": 10}
+    ahead: ClassVar[int] = 1
+
+    @rule(steps=st.integers(1, 2))
+    def the_device_catches_up(self, steps):
+        self.driver.oracle.catch_up(steps)
+
+
+class HistoriesAheadOfManySmallSteps(HistoriesAhead):
+    options: ClassVar[dict] = {"num_blocks": 16, "block_size": 2, "max_sequences": 7, "budget": 7}
+
+
 class HistoriesWithoutPrefixCache(Histories):
     options: ClassVar[dict] = {"prefix_caching": False}
 
@@ -203,6 +220,10 @@ class HistoriesOfManySmallSteps(Histories):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+TestHistoriesAhead = HistoriesAhead.TestCase
+TestHistoriesAhead.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+TestHistoriesAheadOfManySmallSteps = HistoriesAheadOfManySmallSteps.TestCase
+TestHistoriesAheadOfManySmallSteps.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestHistoriesWithoutPrefixCache = HistoriesWithoutPrefixCache.TestCase
 TestHistoriesOfManySmallSteps = HistoriesOfManySmallSteps.TestCase
 TestHistoriesOfManySmallSteps.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
@@ -299,7 +320,7 @@ def test_a_sequence_aborted_while_its_step_runs_gets_nothing():
     driver.submit("stays", [1, 3])
     step = driver.scheduler.plan()
     driver.scheduler.abort("gone")
-    outputs = driver.scheduler.complete(step, driver.oracle.run(step))
+    outputs = driver.scheduler.complete(step, driver.oracle.launch(step).results())
     assert [output.request_id for output in outputs] == ["stays"]
     driver.scheduler.check()
 

@@ -22,6 +22,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
+    deterministic: bool | None = None
+    async_scheduling: bool = True
+    enforce_eager: bool = False
     attention: str = "auto"
     threads: int | None = None
     max_waiting_requests: int = 1024  # choices that may wait

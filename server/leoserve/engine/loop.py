@@ -1,4 +1,8 @@
-"""The engine's loop: take in what arrived, plan a step, run it, hand out what it brought."""
+"""The engine's loop: take in what arrived, plan a step, launch it, hand out what the one before brought.
+
+With `ahead` 1 the next step is planned and launched while the device computes the one before, so that the device never
+waits for the host. With 0 a step's results are there before the next is planned.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +15,46 @@ from typing import NoReturn, Protocol
 
 from leoserve.engine.request import Abort, Refused, Request, StepOutputs, ToEngine
 from leoserve.engine.scheduler import Scheduler
-from leoserve.model.step import RowResult, Step
+from leoserve.model.step import Computed, RowResult, Step, Unrecoverable
 
 log = logging.getLogger("leoserve.engine")
 
 
-class StepRunner(Protocol):
-    """Computes steps. A row's failure is in its result; what is raised is the step's failure."""
+class LaunchedStep(Protocol):
+    """A step that is being computed, or has been."""
 
-    def run(self, step: Step) -> list[RowResult]: ...
+    def results(self) -> list[RowResult]:
+        """Wait for the step. Row by row what it brought, in the order of `step.rows`."""
+        ...
+
+
+class StepRunner(Protocol):
+    """Computes steps in the order of their launches. A row's failure is in its result.
+
+    What `launch` raises is the failure of that step, which then has changed nothing that launching its rows again would
+    not change in the same way. `Unrecoverable`, and what `results` raises, are the end of the engine.
+    """
+
+    def launch(self, step: Step) -> LaunchedStep: ...
 
 
 class EngineLoop:
     """Drives a scheduler and a runner. `submit` may be called from any thread, everything else from one."""
 
-    def __init__(self, scheduler: Scheduler, runner: StepRunner, send: Callable[[StepOutputs | Refused], None]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: StepRunner,
+        send: Callable[[StepOutputs | Refused], None],
+        *,
+        ahead: int = 0,
+    ) -> None:
+        """`ahead`: how many steps may be in flight when the next is planned."""
         self.scheduler = scheduler
         self.runner = runner
+        self.ahead = ahead
         self._send = send
+        self._launched: deque[tuple[Step, LaunchedStep, float]] = deque()
         self._inbox: deque[ToEngine] = deque()
         self._arrived = threading.Condition()
 
@@ -58,13 +84,21 @@ class EngineLoop:
                 self._add(message)
 
     def step(self) -> bool:
-        """Plan and run one step. False when there was nothing to compute."""
+        """Plan and launch the next step, then hand out the oldest one's results. False when there was nothing to do."""
         step = self.scheduler.plan()
-        if step is None:
+        if step is not None:
+            begin = time.monotonic()
+            self._launched.append((step, self._launch(step), begin))
+        if step is None or len(self._launched) > self.ahead:
+            return self._finish_oldest()
+        return True
+
+    def _finish_oldest(self) -> bool:
+        """Wait for the step that was launched first and hand out what it brought. False when none is in flight."""
+        if not self._launched:
             return False
-        begin = time.monotonic()
-        results = self._run(step)
-        outputs = self.scheduler.complete(step, results, time.monotonic() - begin)
+        step, launched, begin = self._launched.popleft()
+        outputs = self.scheduler.complete(step, launched.results(), time.monotonic() - begin)
         self._send(StepOutputs(outputs, self.scheduler.snapshot()))
         return True
 
@@ -76,21 +110,36 @@ class EngineLoop:
                 self.scheduler.admission.started(request, index)
             self._send(Refused(request.request_id, "never_fits", str(error)))
 
-    def _run(self, step: Step) -> list[RowResult]:
-        """Run a step; if it fails as a whole, row by row, so that only the rows at fault lose their sequences.
+    def _launch(self, step: Step) -> LaunchedStep:
+        """Launch a step; if it fails as a whole, row by row, so that only the rows at fault lose their sequences.
 
         Rows can be computed again: keys and values are written to the same places, and a sampler that fails has taken
         note of nothing.
         """
         try:
-            return self.runner.run(step)
+            return self.runner.launch(step)
+        except Unrecoverable:
+            raise
         except Exception:
             log.exception("a step of %d rows failed; computing them one by one", len(step.rows))
-        results = []
+        parts: list[LaunchedStep] = []
         for row in step.rows:
             try:
-                results += self.runner.run(Step([row], step.copies))  # copied again, blocks hold the same
+                parts.append(self.runner.launch(Step([row], step.copies)))  # copied again, blocks hold the same
+            except Unrecoverable:
+                raise
             except Exception as error:
                 log.exception("a row at position %d failed", row.start)
-                results.append(RowResult(error=f"the engine could not compute this request: {type(error).__name__}"))
-        return results
+                failed = RowResult(error=f"the engine could not compute this request: {type(error).__name__}")
+                parts.append(Computed([failed]))
+        return OneByOne(parts)
+
+
+class OneByOne:
+    """A step that was launched row by row."""
+
+    def __init__(self, parts: list[LaunchedStep]) -> None:
+        self._parts = parts
+
+    def results(self) -> list[RowResult]:
+        return [result for part in self._parts for result in part.results()]

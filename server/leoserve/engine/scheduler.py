@@ -4,6 +4,16 @@ Every step has a token budget. Running sequences come first (one token each, or 
 waiting ones in priority-then-arrival order while slots, blocks and budget last. There are no prefill and decode phases:
 a sequence just has tokens that are not yet computed (chunked prefill after Agrawal et al., 2024, arXiv:2403.02310).
 Out of blocks, the youngest sequence of the lowest priority gives its blocks back and is computed again later.
+
+A step may be planned while others are in flight, for the value of a sampled token is never needed, only that there is
+one. What is certain to end is not planned again. A stop that is found late has cost one token: it is dropped, its block
+is not offered to the prefix cache, and blocks and slot are given back once no step in flight knows of them.
+
+A token's keys may differ in their last bits with the way they were computed: alone, as generated ones are, or beside
+others, as a prompt's are. `deterministic` makes that the same in every history: a prompt's tokens are always computed
+as a prompt's, generated ones always alone (also when computed again after a preemption), and only a prompt's full
+blocks are offered to the prefix cache. With kernels whose rows do not depend on each other an answer then has the same
+bits whatever else runs.
 """
 
 from __future__ import annotations
@@ -11,6 +21,7 @@ from __future__ import annotations
 import heapq
 import time
 from bisect import insort
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
@@ -31,6 +42,7 @@ class SchedulerLimits:
     max_model_len: int
     block_size: int
     prefix_caching: bool = True
+    deterministic: bool = False
 
 
 class Scheduler:
@@ -56,7 +68,8 @@ class Scheduler:
         self.waiting: list[Sequence] = []  # both in `Sequence.order`
         self.running: list[Sequence] = []
         self._choices: dict[str, list[Sequence]] = {}
-        self._planned: list[Sequence] = []  # row i of the step in flight belongs to sequence i
+        self._in_flight: deque[tuple[Step, list[Sequence]]] = deque()  # row i of a step belongs to sequence i
+        self._leaving: list[Sequence] = []  # ended, but a step in flight may still write into their blocks
 
     def add(self, request: Request) -> None:
         """Queue all choices of an admitted request."""
@@ -70,47 +83,95 @@ class Scheduler:
             insort(self.waiting, sequence, key=_order)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
-        """End a request, or one choice of it, in whatever state. Call between steps. Unknown ids are ignored."""
+        """End a request, or one choice of it, in whatever state. Unknown ids are ignored."""
         for sequence in list(self._choices.get(request_id, ())):
             if index is None or sequence.index == index:
                 self._end(sequence)
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self._in_flight)
 
     def plan(self) -> Step | None:
-        """The next step, or None when there is nothing to compute. Its result must come back through `complete`."""
+        """The next step, or None when there is nothing to compute, or nothing before the results of those in flight.
+
+        A step's results must come back through `complete`, in the order of planning.
+        """
+        wanted = self._wanted()
+        if self._in_flight and sum(self._missing_blocks(*each) for each in wanted) > self.pool.num_free:
+            return None  # somebody must give blocks back, and those that are being written are not to be had
         step = Step()
         planned: list[tuple[Row, Sequence]] = []
         preemptions = self.stats.preemptions
-        decoding = sum(sequence.num_uncomputed == 1 for sequence in self.running)
-        prefill_budget = self.limits.max_tokens_per_step - decoding  # a long prompt never starves those who generate
-        position = 0
-        while position < len(self.running):
-            sequence = self.running[position]
-            decodes = sequence.num_uncomputed == 1
-            tokens = 1 if decodes else min(sequence.num_uncomputed, prefill_budget)
-            if tokens and self._reserve(sequence, sequence.num_computed + tokens):
+        budget = self.limits.max_tokens_per_step
+        for sequence, tokens in wanted:
+            if sequence.status is Status.RUNNING and self._reserve(sequence, tokens):
                 planned.append((self._row(sequence, tokens), sequence))
-                prefill_budget -= 0 if decodes else tokens
-            position += 1  # after a preemption of `sequence` itself nothing is behind it
+                budget -= tokens
         if self.stats.preemptions == preemptions:  # else what was just preempted would come and go
-            self._admit_waiting(step, planned, prefill_budget)
-        planned.sort(key=lambda pair: len(pair[0].tokens) > 1)
+            self._admit_waiting(step, planned, budget)
+        if not planned:
+            return None
+        planned.sort(key=lambda pair: not pair[0].decodes)
         step.rows = [row for row, _ in planned]
-        self._planned = [sequence for _, sequence in planned]
-        return step if planned else None
+        for row, sequence in planned:
+            sequence.num_computed += row.count
+            sequence.num_pending += row.samples
+            sequence.has_sampled |= row.samples
+            sequence.in_flight += 1
+        self._in_flight.append((step, [sequence for _, sequence in planned]))
+        return step
+
+    def _wanted(self) -> list[tuple[Sequence, int]]:
+        """The running sequences that can go on, and how many tokens of each the budget allows."""
+        able = [sequence for sequence in self.running if sequence.num_uncomputed and not self._must_wait(sequence)]
+        decoding = sum(self._longest_row(sequence) == 1 for sequence in able)
+        prefill_budget = self.limits.max_tokens_per_step - decoding  # a long prompt never starves those who generate
+        wanted = []
+        for sequence in able:
+            longest = self._longest_row(sequence)
+            tokens = 1 if longest == 1 else min(longest, prefill_budget)
+            if tokens:
+                wanted.append((sequence, tokens))
+                prefill_budget -= 0 if longest == 1 else tokens
+        return wanted
+
+    def _longest_row(self, sequence: Sequence) -> int:
+        """How many of a sequence's tokens can be computed in one row."""
+        if not self.limits.deterministic:
+            return sequence.num_uncomputed
+        prompt = sequence.num_prompt - sequence.num_computed
+        return min(prompt, sequence.num_uncomputed) if prompt > 0 else 1
+
+    def _must_wait(self, sequence: Sequence) -> bool:
+        """Whether the token in flight is certain to be the last, or must be known before the next can be chosen."""
+        if not sequence.num_pending:
+            return False
+        params = sequence.request.params
+        generated = sequence.length - sequence.num_prompt
+        return (
+            generated >= params.max_tokens
+            or sequence.length >= self.limits.max_model_len
+            or any(len(word) > 1 for word in params.bad_words)
+        )
 
     def complete(self, step: Step, results: list[RowResult], seconds: float = 0.0) -> list[TokenOutput]:
-        """Take in a step's results; returns what the clients get. Sequences aborted meanwhile get nothing."""
+        """Take in a step's results; returns what the clients get. Sequences that ended meanwhile get nothing.
+
+        Raises ValueError for another step than the first of those in flight.
+        """
+        if not self._in_flight or self._in_flight[0][0] is not step:
+            raise ValueError("steps are completed in the order in which they were planned")
+        _, sequences = self._in_flight.popleft()
         outputs = []
-        for row, result, sequence in zip(step.rows, results, self._planned, strict=True):
+        for row, result, sequence in zip(step.rows, results, sequences, strict=True):
+            sequence.in_flight -= 1
+            sequence.num_pending -= row.samples
             if sequence.status is Status.RUNNING:
                 output = self._advance(sequence, row, result)
                 if output is not None:
                     outputs.append(output)
-        self._planned = []
+        self._let_go()
         self.stats.steps += 1
         self.stats.step_tokens, self.stats.step_seconds = step.num_tokens, seconds
         return outputs
@@ -123,22 +184,29 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise RuntimeError unless blocks, slots and counts agree. For tests and idle moments."""
-        self.pool.check(sequence.blocks for sequence in self.running)
+        holders = self.running + self._leaving
+        self.pool.check(sequence.blocks for sequence in holders)
         if any(sequence.blocks or sequence.slot != NO_SLOT for sequence in self.waiting):
             raise RuntimeError("a waiting sequence holds blocks or a slot")
-        slots = sorted(self._free_slots + [sequence.slot for sequence in self.running])
+        slots = sorted(self._free_slots + [sequence.slot for sequence in holders])
         if slots != list(range(self.limits.max_sequences)):
             raise RuntimeError("a slot is lost or held twice")
+        if any(sequence.in_flight == 0 for sequence in self._leaving):
+            raise RuntimeError("a sequence that has ended holds blocks for no step")
         known = sum(len(sequences) for sequences in self._choices.values())
         if known != len(self.waiting) + len(self.running):
             raise RuntimeError("a sequence is in no queue, or in two")
 
-    def _reserve(self, sequence: Sequence, length: int) -> bool:
-        """Blocks for `length` positions of a running sequence, taken from younger ones if need be.
+    def _missing_blocks(self, sequence: Sequence, tokens: int) -> int:
+        """How many blocks a running sequence lacks to compute its next `tokens`."""
+        return max(0, self._blocks_for(sequence.num_computed + tokens) - len(sequence.blocks))
+
+    def _reserve(self, sequence: Sequence, tokens: int) -> bool:
+        """Blocks for a running sequence's next `tokens`, taken from younger ones if need be.
 
         False when the sequence itself was the youngest and had to go.
         """
-        missing = self._blocks_for(length) - len(sequence.blocks)
+        missing = self._missing_blocks(sequence, tokens)
         while missing > self.pool.num_free:
             victim = self.running[-1]
             self._preempt(victim)
@@ -149,8 +217,12 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to the queue. Its full blocks stay findable; tokens already sent stay as they are."""
-        self._leave_running(sequence)
+        """Back to the queue. Its full blocks stay findable; tokens already sent stay as they are.
+
+        Never while a step is in flight: `plan` waits for it first.
+        """
+        self.running.remove(sequence)
+        self._give_back(sequence)
         sequence.status = Status.WAITING
         sequence.num_computed = sequence.num_indexed = 0
         sequence.prompt_logprobs.clear()
@@ -168,7 +240,7 @@ class Scheduler:
                 continue  # its sibling is still computing the prompt that both share
             if not self._start(sequence, donor, step):
                 return
-            tokens = min(sequence.num_uncomputed, budget)
+            tokens = min(self._longest_row(sequence), budget)
             budget -= tokens
             planned.append((self._row(sequence, tokens, admitted=True), sequence))
 
@@ -220,6 +292,7 @@ class Scheduler:
         insort(self.running, sequence, key=_order)
         sequence.status = Status.RUNNING
         sequence.slot = heapq.heappop(self._free_slots)
+        sequence.has_sampled = False
         sequence.num_uploaded = 0
         sequence.num_indexed = sequence.num_computed // self.limits.block_size
         self.stats.prefix_queries += len(sequence.tokens)
@@ -236,34 +309,35 @@ class Scheduler:
         row = Row(
             slot=sequence.slot,
             start=start,
-            tokens=sequence.tokens[start:end],
+            tokens=None if sequence.has_sampled else sequence.tokens[start:end],
             first_new_block=sequence.num_uploaded,
             new_blocks=sequence.blocks[sequence.num_uploaded :],
-            samples=end == len(sequence.tokens) and params.max_tokens > 0,
+            samples=end == sequence.length and params.max_tokens > 0,
+            decodes=start >= sequence.num_prompt if self.limits.deterministic else tokens == 1,
         )
         sequence.num_uploaded = len(sequence.blocks)
         if admitted:
             row.admitted = Admitted(
                 params, sequence.index, sequence.request.prompt, sequence.tokens[sequence.num_prompt :]
             )
-        if params.prompt_logprobs is not None and sequence.index == 0 and sequence.num_generated == 0:
+        scores = params.prompt_logprobs is not None and sequence.index == 0 and sequence.num_generated == 0
+        if scores and start < sequence.num_prompt:
             row.targets = sequence.request.prompt[start + 1 : end + 1]
         return row
 
     def _advance(self, sequence: Sequence, row: Row, result: RowResult) -> TokenOutput | None:
         """The row's tokens are computed, and its sampled token is the sequence's next."""
-        before = sequence.num_computed
-        sequence.num_computed += len(row.tokens)
-        self.stats.prompt_tokens += max(0, min(sequence.num_computed, sequence.num_prompt) - before)
+        end = row.start + row.count
+        self.stats.prompt_tokens += max(0, min(end, sequence.num_prompt) - row.start)
         if result.error is not None:
             self._end(sequence)
             return self._output(sequence, row, [], None, "error", failed=result)
         if self.limits.prefix_caching:
-            self._index_full_blocks(sequence)
+            self._index_full_blocks(sequence, end)
         if result.prompt_logprobs is not None:
             sequence.prompt_logprobs += result.prompt_logprobs
         if not row.samples:
-            if sequence.num_uncomputed or sequence.request.params.max_tokens:
+            if end < sequence.num_prompt or sequence.request.params.max_tokens:
                 return None
             self._end(sequence)  # a prompt that was only to be scored
             return self._output(sequence, row, [], None, "length")
@@ -311,8 +385,11 @@ class Scheduler:
             return "length"
         return None
 
-    def _index_full_blocks(self, sequence: Sequence) -> None:
-        full = sequence.num_computed // self.limits.block_size
+    def _index_full_blocks(self, sequence: Sequence, end: int) -> None:
+        """Offer the full blocks before position `end`: their tokens are known and their keys computed."""
+        if self.limits.deterministic:
+            end = min(end, sequence.num_prompt)
+        full = end // self.limits.block_size
         if full > sequence.num_indexed:
             hashes = sequence.hashes(self.limits.block_size, full)
             for position in range(sequence.num_indexed, full):
@@ -320,9 +397,10 @@ class Scheduler:
             sequence.num_indexed = full
 
     def _end(self, sequence: Sequence) -> None:
-        """Take a sequence out of every list and free what it holds."""
+        """Take a sequence out of every list and free what it holds, at once or when no step in flight uses it."""
         if sequence.status is Status.RUNNING:
-            self._leave_running(sequence)
+            self.running.remove(sequence)
+            self._leaving.append(sequence)
         else:
             self.waiting.remove(sequence)
         if sequence.scheduled_at is None:
@@ -332,9 +410,15 @@ class Scheduler:
         siblings.remove(sequence)
         if not siblings:
             del self._choices[sequence.request.request_id]
+        self._let_go()
 
-    def _leave_running(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
+    def _let_go(self) -> None:
+        """Free what ended sequences hold and no step in flight uses any more."""
+        for sequence in [sequence for sequence in self._leaving if not sequence.in_flight]:
+            self._leaving.remove(sequence)
+            self._give_back(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
         self.pool.release(reversed(sequence.blocks))
         sequence.blocks = []
         heapq.heappush(self._free_slots, sequence.slot)

@@ -23,8 +23,9 @@ class Status(enum.Enum):
 class Sequence:
     """One choice: its tokens, how many of them have keys and values in the cache, and where.
 
-    `tokens` are the prompt's and then the generated ones. Positions below `num_computed` have their keys and values in
-    `blocks`. `slot` is the row of the runner's persistent state, held while running.
+    `tokens` are the prompt's and then the generated ones, as far as they are known here; `num_pending` more are being
+    sampled by steps in flight. Positions below `num_computed` have their keys and values in `blocks`, or will have
+    before any later step looks. `slot` is the row of the runner's persistent state, held while running.
     """
 
     request: Request
@@ -33,6 +34,9 @@ class Sequence:
     tokens: list[int]
     status: Status = Status.WAITING
     num_computed: int = 0
+    num_pending: int = 0
+    in_flight: int = 0  # launched steps with a row of this sequence whose results have not come
+    has_sampled: bool = False  # in its present slot: the runner then has the last token
     blocks: list[int] = field(default_factory=list)
     slot: int = NO_SLOT
     num_uploaded: int = 0  # leading blocks that the runner knows of
@@ -51,8 +55,13 @@ class Sequence:
         return len(self.tokens) - len(self.request.prompt)
 
     @property
+    def length(self) -> int:
+        """Tokens, those included that are being sampled."""
+        return len(self.tokens) + self.num_pending
+
+    @property
     def num_uncomputed(self) -> int:
-        return len(self.tokens) - self.num_computed
+        return self.length - self.num_computed
 
     @property
     def order(self) -> tuple[int, float, int]:

@@ -16,12 +16,12 @@ import leokernels
 from leoserve.engine.admission import Admission
 from leoserve.engine.cache import BlockPool
 from leoserve.engine.config import EngineConfig
-from leoserve.engine.loop import EngineLoop
+from leoserve.engine.loop import EngineLoop, StepRunner
 from leoserve.engine.request import Ready, Refused, StepOutputs
 from leoserve.engine.scheduler import Scheduler, SchedulerLimits
 from leoserve.model.config import ModelConfig, UnsupportedModel
 from leoserve.model.llama import Llama
-from leoserve.model.memory import CachePlan, TooLittleMemory, block_bytes, plan_cache, require_weights_fit
+from leoserve.model.memory import CachePlan, TooLittleMemory, block_bytes, plan_cache, require_weights_fit, weight_bytes
 from leoserve.model.runner import Runner
 from leoserve.model.sampler import Sampler
 from leoserve.model.step import Admitted, Row, SamplingParams, Step
@@ -57,41 +57,29 @@ def _start(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) 
     threads = choose_threads(config.threads, device)
     max_model_len = choose_length(config.max_model_len, model_config)
     kv_dtype = KV_DTYPES[config.kv_dtype]
-    place = leokernels.Place(device, dtype, model_config.head_dim, config.block_size, kv_dtype)
+    deterministic = device.type == "cpu" if config.deterministic is None else config.deterministic
+    place = leokernels.Place(
+        device, dtype, model_config.head_dim, config.block_size, kv_dtype, deterministic=deterministic
+    )
     log.info("device %s, %d threads; %s (%s)", device, threads, _name(dtype), dtype_reason)
     attention, fused = choose_kernels(place, config.attention)
     block_size = attention.block_size
     require_weights_fit(model_config, dtype, device)
     model = Llama(model_config, dtype=dtype, device=device, attention=attention.name, fused=fused, kv_dtype=kv_dtype)
     num_bytes = _load(model, folder, model_config, config.progress)
-    plan = plan_cache(
-        model_config,
-        dtype=model.kv_dtype,
-        device=device,
-        block_size=block_size,
+    limits = SchedulerLimits(
+        max_sequences=config.max_num_seqs,
+        max_tokens_per_step=max(config.max_num_batched_tokens or TOKENS_PER_STEP[device.type], config.max_num_seqs),
         max_model_len=max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        num_blocks=config.num_kv_blocks,
-        memory_bytes=config.kv_cache_memory_bytes,
-        utilization=config.gpu_memory_utilization,
-    )
-    _say_cache(plan, block_size, model)
-    token_ranges = config.token_ranges or [(0, model_config.vocab_size)]
-    sampler = Sampler(
-        max_slots=config.max_num_seqs, vocab_size=model_config.vocab_size, token_ranges=token_ranges, device=device
-    )
-    runner = Runner(
-        model,
-        sampler,
-        num_blocks=plan.num_blocks,
         block_size=block_size,
-        max_num_seqs=config.max_num_seqs,
-        max_model_len=max_model_len,
+        prefix_caching=config.enable_prefix_caching,
+        deterministic=deterministic,
     )
-    if num_bytes > LARGE:
-        log.info("warming up")
-    warm_up(runner, min(16, max_model_len))
-    scheduler = _scheduler(config, device, plan, block_size, max_model_len)
+    log.info(
+        "a step computes at most %d tokens of at most %d sequences", limits.max_tokens_per_step, limits.max_sequences
+    )
+    runner, plan = _start_runner(config, model, limits, capturable=attention.capturable)
+    ahead = 1 if model.fused.name == "triton" and config.async_scheduling else 0
     ready = Ready(
         max_model_len=max_model_len,
         block_size=block_size,
@@ -103,7 +91,80 @@ def _start(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) 
         attention=attention.name,
         weight_bytes=num_bytes,
     )
-    return EngineLoop(scheduler, runner, send), ready
+    scheduler = _scheduler(config, plan, limits)
+    return EngineLoop(scheduler, runner, send, ahead=ahead), ready
+
+
+def _start_runner(
+    config: EngineConfig, model: Llama, limits: SchedulerLimits, *, capturable: bool
+) -> tuple[StepRunner, CachePlan]:
+    """The runner for this device, warmed up, and the size of its cache."""
+    token_ranges = config.token_ranges or [(0, model.config.vocab_size)]
+    if model.fused.name == "triton":
+        return _start_gpu_runner(config, model, limits, token_ranges, capturable=capturable)
+    plan = _plan(config, model, limits)
+    sampler = Sampler(
+        max_slots=limits.max_sequences,
+        vocab_size=model.config.vocab_size,
+        token_ranges=token_ranges,
+        device=model.device,
+    )
+    runner = Runner(
+        model,
+        sampler,
+        num_blocks=plan.num_blocks,
+        block_size=limits.block_size,
+        max_num_seqs=limits.max_sequences,
+        max_model_len=limits.max_model_len,
+    )
+    if weight_bytes(model.config, model.dtype) > LARGE:
+        log.info("warming up")
+    warm_up(runner, min(16, limits.max_model_len))
+    return runner, plan
+
+
+def _start_gpu_runner(
+    config: EngineConfig,
+    model: Llama,
+    limits: SchedulerLimits,
+    token_ranges: list[tuple[int, int]],
+    *,
+    capturable: bool,
+) -> tuple[StepRunner, CachePlan]:
+    from leoserve.engine import gpu  # needs Triton
+
+    load = gpu.Load(
+        max_num_seqs=limits.max_sequences,
+        max_tokens=limits.max_tokens_per_step,
+        max_model_len=limits.max_model_len,
+        block_size=limits.block_size,
+        graphs=capturable and not config.enforce_eager,
+    )
+    if not load.graphs:
+        why = "as --enforce-eager says" if config.enforce_eager else f"attention {model.attention} cannot be recorded"
+        log.info("decode steps are launched kernel by kernel (%s)", why)
+    log.info("compiling kernels and measuring the largest step")
+    make = gpu.runner_factory(model, token_ranges, load)
+    reserve = gpu.measure_reserve(make, load, meter=gpu.CudaMeter(), recorder=gpu.cuda_recorder)
+    plan = _plan(config, model, limits, reserve)
+    return gpu.start_runner(make, plan.num_blocks, load, recorder=gpu.cuda_recorder), plan
+
+
+def _plan(config: EngineConfig, model: Llama, limits: SchedulerLimits, reserve: int = 0) -> CachePlan:
+    plan = plan_cache(
+        model.config,
+        dtype=model.kv_dtype,
+        device=model.device,
+        block_size=limits.block_size,
+        max_model_len=limits.max_model_len,
+        max_num_seqs=limits.max_sequences,
+        num_blocks=config.num_kv_blocks,
+        memory_bytes=config.kv_cache_memory_bytes,
+        utilization=config.gpu_memory_utilization,
+        reserve=reserve,
+    )
+    _say_cache(plan, limits.block_size, model)
+    return plan
 
 
 def choose_device(asked: str) -> torch.device:
@@ -159,25 +220,14 @@ def warm_up(runner: Runner, length: int) -> None:
     tokens = [0] * max(1, length - 1)
     blocks = list(range(-(-length // runner.tables.block_size)))
     new = Admitted(params, 0, tokens, [])
-    runner.run(Step([Row(0, 0, tokens, first_new_block=0, new_blocks=blocks, samples=True, admitted=new)]))
+    runner.launch(Step([Row(0, 0, tokens, first_new_block=0, new_blocks=blocks, samples=True, admitted=new)]))
     if length > 1:
-        runner.run(Step([Row(0, length - 1, [0], first_new_block=0, new_blocks=[], samples=True)]))
+        runner.launch(Step([Row(0, length - 1, None, first_new_block=0, new_blocks=[], samples=True, decodes=True)]))
 
 
-def _scheduler(
-    config: EngineConfig, device: torch.device, plan: CachePlan, block_size: int, max_model_len: int
-) -> Scheduler:
-    budget = max(config.max_num_batched_tokens or TOKENS_PER_STEP[device.type], config.max_num_seqs)
-    log.info("a step computes at most %d tokens of at most %d sequences", budget, config.max_num_seqs)
-    limits = SchedulerLimits(
-        max_sequences=config.max_num_seqs,
-        max_tokens_per_step=budget,
-        max_model_len=max_model_len,
-        block_size=block_size,
-        prefix_caching=config.enable_prefix_caching,
-    )
+def _scheduler(config: EngineConfig, plan: CachePlan, limits: SchedulerLimits) -> Scheduler:
     admission = Admission(
-        capacity=min(max_model_len, plan.num_blocks * block_size),
+        capacity=min(limits.max_model_len, plan.num_blocks * limits.block_size),
         max_waiting=config.max_waiting_requests,
         max_waiting_tokens=config.max_waiting_tokens,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,23 +41,26 @@ class Batch:
     metadata: AttentionMetadata
 
 
-def build_batch(step: Step, tables: BlockTables, device: torch.device) -> Batch:
-    """Concatenate the rows, decode rows first, and say where each token's keys and values go."""
+def build_batch(step: Step, tables: BlockTables, last_token: Int64, device: torch.device) -> Batch:
+    """Concatenate the rows, decode rows first, and say where each token's keys and values go.
+
+    `last_token` [slots] is what was sampled last in each slot.
+    """
     rows = step.rows
-    counts = np.fromiter((len(row.tokens) for row in rows), dtype=np.int64, count=len(rows))
+    counts = np.fromiter((row.count for row in rows), dtype=np.int64, count=len(rows))
     starts = np.fromiter((row.start for row in rows), dtype=np.int64, count=len(rows))
     query_start: Int64 = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(counts, out=query_start[1:])
     total = int(query_start[-1])
     row_of_token = np.repeat(np.arange(len(rows)), counts)
     positions: Int64 = np.arange(total) - query_start[row_of_token] + starts[row_of_token]
-    tokens = np.fromiter((token for row in rows for token in row.tokens), dtype=np.int64, count=total)
+    tokens = np.fromiter((token for row in rows for token in tokens_of(row, last_token)), dtype=np.int64, count=total)
     contexts = starts + counts
     table = tables.of([row.slot for row in rows], int(contexts.max()))
     block, offset = np.divmod(positions, tables.block_size)
     slot_mapping = table[row_of_token, block].astype(np.int64) * tables.block_size + offset
     metadata = AttentionMetadata(
-        num_decode=int((counts == 1).sum()),
+        num_decode=sum(row.decodes for row in rows),
         query_start=torch.from_numpy(query_start.astype(np.int32)).to(device),
         context_len=torch.from_numpy(contexts.astype(np.int32)).to(device),
         block_table=torch.from_numpy(table).to(device),
@@ -67,3 +71,8 @@ def build_batch(step: Step, tables: BlockTables, device: torch.device) -> Batch:
         max_context=int(contexts.max()),
     )
     return Batch(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), metadata)
+
+
+def tokens_of(row: Row, last_token: Int64) -> Sequence[int]:
+    """The tokens that a row computes."""
+    return [int(last_token[row.slot])] if row.tokens is None else row.tokens

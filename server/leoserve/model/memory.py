@@ -74,12 +74,14 @@ def plan_cache(
     num_blocks: int | None,
     memory_bytes: int | None,
     utilization: float,
+    reserve: int = 0,
 ) -> CachePlan:
     """Size the cache of `dtype`, with the weights already loaded.
 
     An explicit `num_blocks` or `memory_bytes` is taken as it is. Otherwise: on a GPU what `utilization` of its memory
     leaves; on a CPU half of what is available, at most 4 GiB or one sequence, never more than `max_num_seqs` full
-    sequences can use. Raises TooLittleMemory when not even one sequence of `max_model_len` fits.
+    sequences can use. `reserve` bytes of a GPU are left for what steps need beside the cache. Raises TooLittleMemory
+    when not even one sequence of `max_model_len` fits.
     """
     size = block_bytes(config, block_size, dtype)
     per_sequence = -(-max_model_len // block_size)
@@ -89,11 +91,11 @@ def plan_cache(
     elif memory_bytes is not None:
         blocks, reason = memory_bytes // size, f"{_gib(memory_bytes)} as --kv-cache-memory says"
     else:
-        budget, reason = _default_budget(device, utilization, per_sequence * size)
+        budget, reason = _default_budget(device, utilization, per_sequence * size, reserve)
         blocks = budget // size
         if blocks > useful:
             blocks, reason = useful, f"enough for {max_num_seqs} sequences of {max_model_len} tokens"
-    available = available_bytes(device)
+    available = available_bytes(device) - reserve
     if blocks < per_sequence:
         raise TooLittleMemory(_too_small(blocks, size, block_size, per_sequence, available))
     if blocks * size > available:
@@ -104,12 +106,12 @@ def plan_cache(
     return CachePlan(blocks, size, reason)
 
 
-def _default_budget(device: torch.device, utilization: float, one_sequence: int) -> tuple[int, str]:
+def _default_budget(device: torch.device, utilization: float, one_sequence: int, reserve: int) -> tuple[int, str]:
     available = available_bytes(device)
     if device.type == "cuda":
         total = int(torch.cuda.mem_get_info(device)[1])
-        budget = available - int(total * (1 - utilization))
-        return max(0, budget), f"what {utilization:.0%} of the GPU's memory leaves beside the weights"
+        budget = available - reserve - int(total * (1 - utilization))
+        return max(0, budget), f"what {utilization:.0%} of the GPU's memory leaves beside weights and the largest step"
     limit = max(CPU_CACHE_LIMIT, one_sequence)
     if available // 2 < limit:
         return max(available // 2, min(available, one_sequence)), f"of the {_gib(available)} available"

@@ -1,16 +1,20 @@
-"""Runs the scheduler's steps: one forward pass, then one sampling pass over the rows that want a token."""
+"""Runs the scheduler's steps: one forward pass, then one sampling pass over the rows that want a token.
+
+The runner of a device that computes while the host waits: a step's results are there when `launch` returns.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
 
+import numpy as np
 import torch
 
 from leoserve.model.batch import BlockTables, build_batch
 from leoserve.model.llama import Llama
 from leoserve.model.sampler import NOTHING_LEFT, Sampler
-from leoserve.model.step import Row, RowResult, Step, TokenLogprobs
+from leoserve.model.step import Computed, Row, RowResult, Step, TokenLogprobs
 
 LOGITS_PER_PASS = 64  # rows of logits that a scored prompt holds at a time
 
@@ -33,18 +37,19 @@ class Runner:
         self.device = model.device
         blocks_per_sequence = -(-max_model_len // block_size)
         self.tables = BlockTables(slots=max_num_seqs, blocks_per_sequence=blocks_per_sequence, block_size=block_size)
+        self._last_token = np.zeros(max_num_seqs, dtype=np.int64)
         self.key_value = model.new_cache(num_blocks, block_size)
 
     @torch.inference_mode()
-    def run(self, step: Step) -> list[RowResult]:
+    def launch(self, step: Step) -> Computed:
         """Compute a step. Row by row what it brought, in the order of `step.rows`."""
         self._prepare_slots(step)
-        batch = build_batch(step, self.tables, self.device)
+        batch = build_batch(step, self.tables, self._last_token, self.device)
         hidden = self.model.forward(batch.tokens, batch.positions, self.key_value, batch.metadata)
         results = [RowResult() for _ in step.rows]
         self._score_prompts(step, hidden, results)
         self._sample(step, hidden, results)
-        return results
+        return Computed(results)
 
     def _prepare_slots(self, step: Step) -> None:
         if step.copies:
@@ -64,13 +69,14 @@ class Runner:
         wanted = [number for number, row in enumerate(step.rows) if row.samples]
         if not wanted:
             return
-        ends = list(accumulate(len(row.tokens) for row in step.rows))
+        ends = list(accumulate(row.count for row in step.rows))
         last = torch.tensor([ends[number] - 1 for number in wanted], device=self.device)
         logits = self.model.logits(hidden[last])
         rows = [step.rows[number] for number in wanted]
-        positions = [row.start + len(row.tokens) for row in rows]
+        positions = [row.start + row.count for row in rows]
         sampled = self.sampler.sample(logits, [row.slot for row in rows], positions)
         for place, number in enumerate(wanted):
+            self._last_token[step.rows[number].slot] = sampled.token_ids[place]
             results[number].token = sampled.token_ids[place]
             results[number].logprobs = sampled.logprobs[place]
             results[number].error = sampled.failed[place]
@@ -82,7 +88,7 @@ class Runner:
         for row, result in zip(step.rows, results, strict=True):
             if row.targets is not None:
                 result.prompt_logprobs = self._score(row, hidden[start:], row.targets)
-            start += len(row.tokens)
+            start += row.count
 
     def _score(self, row: Row, hidden: torch.Tensor, targets: Sequence[int]) -> list[TokenLogprobs]:
         scored: list[TokenLogprobs] = []

@@ -59,31 +59,40 @@ class Admitted:
 class Row:
     """One sequence's part of a step: tokens to compute and where their keys and values go.
 
-    The keys and values of token `i` of `tokens` belong to position `start + i`, in block
+    The keys and values of token `i` of the row belong to position `start + i`, in block
     `table[(start + i) // block_size]`, where `table` is the slot's block table once `new_blocks` stand in it from
     `first_new_block` on. Nothing in a row depends on how often it was tried: a step that failed can be run again.
+
+    `tokens` is None where the row is one token, the one that was sampled last in this slot: the runner has it, and the
+    host need not know it yet.
     """
 
     slot: int
     start: int
-    tokens: list[int]
+    tokens: list[int] | None
     first_new_block: int  # 0 when `admitted` is set
     new_blocks: list[int]
     samples: bool  # the last token's logits are sampled
+    decodes: bool = False  # one token, to be computed the way generated ones are
     admitted: Admitted | None = None
     targets: list[int] | None = None  # prompt tokens whose log-probabilities are wanted: those after each of `tokens`
+
+    @property
+    def count(self) -> int:
+        """How many tokens it computes."""
+        return 1 if self.tokens is None else len(self.tokens)
 
 
 @dataclass(slots=True)
 class Step:
-    """One forward pass. Rows of one token come first. `copies` (source, target) blocks are copied before anything."""
+    """One forward pass. Rows that decode come first. `copies` (source, target) blocks are copied before anything."""
 
     rows: list[Row] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(row.tokens) for row in self.rows)
+        return sum(row.count for row in self.rows)
 
 
 @dataclass(slots=True)
@@ -95,3 +104,17 @@ class RowResult:
     prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
     error_kind: ErrorKind = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A launched step whose results are there."""
+
+    rows: list[RowResult]
+
+    def results(self) -> list[RowResult]:
+        return self.rows
+
+
+class Unrecoverable(Exception):
+    """A step that failed cannot be tried again: what the runner holds and what the host knows have parted."""
