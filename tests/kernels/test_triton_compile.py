@@ -12,6 +12,7 @@ from leokernels import AttentionMetadata, KVCache
 from leokernels.triton.tiles import Tile
 from tests.kernels.compiling import REGISTERS, SHARED, Capability, Scenario, reports
 
+pytestmark = pytest.mark.timeout(1200)  # compiling is work, and other tests may run beside it
 FP8_SINCE = (8, 9)
 REGISTER_FILE = 65536  # registers of a multiprocessor
 KERNELS = {"paged_decode", "paged_decode_grouped", "decode_combine", "paged_prefill"}
