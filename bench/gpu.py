@@ -18,22 +18,23 @@ Eight stages, each in a process of its own, so that a crash, a hang or a GPU in 
 `results.json` is written after every measurement that comes in, `results.md` has the table of what was measured
 against what the same machine can do, `results.log` what the stages said.
 
-What the server needs and a machine with PyTorch, Triton and transformers may lack travels as wheels. Beforehand, in the
-repository's root, for Python 3.12 (other platforms: other tags):
+What the server and the tests need and a machine with PyTorch, Triton and transformers may lack travels as wheels, 6 MB
+in all. Beforehand, in the repository's root, for Python 3.12 on x86-64:
 
-    python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+    python3 -m pip download -q --only-binary=:all: --python-version 3.12 --implementation cp \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
-        --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d .whl \
-        annotated-types fastapi httpcore2 httptools httpx2 msgspec pydantic==PYDANTIC pydantic-core==CORE \
-        pydantic-settings python-dotenv pyzmq sse-starlette starlette truststore typing-inspection uvicorn
+        --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d .whl 'fastapi>=0.115,<1' \
+        'httptools>=0.6.4,<1' 'httpx2>=2.12,<3' 'msgspec>=0.20,<1' 'pydantic-settings>=2.10,<3' 'pyzmq>=26.4,<28' \
+        'sse-starlette>=3,<4' 'uvicorn>=0.40,<1' 'pytest>=9,<10' 'pytest-asyncio>=1.2,<2' 'pytest-timeout>=2.4,<3'
 
-where CORE is the pydantic-core that pydantic PYDANTIC asks for. And there, from the repository's root:
+And there, in the repository's root, with `.whl` brought along and OUT the folder for results:
 
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl \
-        && export PYTHONPATH=/tmp/site PYTHONUNBUFFERED=1 || exit
-    python3 bench/gpu.py --out "$OUT"
+        && export PYTHONPATH=/tmp/site PYTHONUNBUFFERED=1 && python3 bench/gpu.py --out "$OUT"
 
-and, with what is left of the time, `python3 -m pytest -q -p no:cacheprovider tests/gpu`.
+Without the wheels stages 1 to 3 are measured all the same. In a second run, with the same installation before it:
+
+    python3 -m pytest -q -p no:cacheprovider tests/gpu
 """
 
 from __future__ import annotations

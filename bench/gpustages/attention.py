@@ -10,6 +10,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,7 @@ from gpustages.paged import Heads, Problem, filled
 from gpustages.place import Place
 from gpustages.shapes import SEVEN, SEVENTY, TINY, Shape
 from gpustages.stages import Measurement, brief
+from gpustages.warming import warm
 from leokernels import fused as plain
 from leokernels import varlen
 from leokernels.table import dtype_name
@@ -51,13 +53,13 @@ PREFILL_TILES = (
 def measure(place: Place) -> Iterator[Measurement]:
     """What decides first: 7B's decode and prompts. Then grouped queries, 8 bits, small kernels, other tiles."""
     seven, seventy = (TINY, TINY) if place.tiny else (SEVEN, SEVENTY)
-    for batch in (1, 2) if place.tiny else (1, 8, 64, 224):
-        yield from decode(place, seven, batch, 40 if place.tiny else 1024, rivals=True)
+    for batch in (2,) if place.tiny else (1, 8, 64, 224):
+        yield from decode(place, seven, batch, 20 if place.tiny else 1024, rivals=True)
     for rows in prompts(place):
         yield from prefill(place, seven, rows)
     for kv_dtype in place.eight_bit:
         for batch in (2,) if place.tiny else (1, 64):
-            yield from decode(place, seven, batch, 40 if place.tiny else 1024, kv_dtype=kv_dtype)
+            yield from decode(place, seven, batch, 20 if place.tiny else 1024, kv_dtype=kv_dtype)
     if not place.tiny:
         for batch, context in ((1, 8192), (8, 8192), (64, 4096)):
             yield from decode(place, seven, batch, context)
@@ -72,7 +74,7 @@ def measure(place: Place) -> Iterator[Measurement]:
 def prompts(place: Place) -> list[list[Row]]:
     """8192 tokens as prompts of 512, 2k and 8k, without and with a prefix that is cached."""
     if place.tiny:
-        return [[(0, 20), (0, 20)], [(30, 10)]]
+        return [[(0, 9), (0, 9)], [(20, 5)]]
     return [[(0, 512)] * 16, [(0, 2048)] * 4, [(0, 8192)], [(1536, 512)] * 16, [(6144, 2048)] * 4, [(7680, 512)]]
 
 
@@ -267,7 +269,7 @@ def choosing(place: Place, shape: Shape) -> Iterator[Measurement]:
         "penalties": SlotSettings(temperature=0.8, repetition=1.1, frequency=0.1),
     }
     for rows in (2,) if place.tiny else (1, 64, 224):
-        for name, setting in settings.items():
+        for name, setting in list(settings.items())[-2 if place.tiny else 0 :]:
             timing = place.stopwatch.measure(_choice(place, shape.vocab, rows, setting))
             yield {"name": f"choosing {rows} tokens, {name}", **timing.entry()}
 
@@ -284,7 +286,8 @@ def _choice(place: Place, vocab: int, rows: int, setting: SlotSettings) -> Calla
 
 def other_tiles(place: Place, shape: Shape) -> Iterator[Measurement]:
     """The same attention with other tiles than the table's, for the table's sake: what spills or fails is noted."""
-    context = 40 if place.tiny else 1024
+    yield {"name": "compiling other tiles", "note": f"{warm(place, _tile_calls, seconds=place.seconds_left / 2):.0f} s"}
+    context = 20 if place.tiny else 1024
     for tile in DECODE_TILES[:1] if place.tiny else DECODE_TILES:
         with _tile("decode", tile):
             for batch in (2,) if place.tiny else (1, 64):
@@ -292,6 +295,19 @@ def other_tiles(place: Place, shape: Shape) -> Iterator[Measurement]:
     for tile in PREFILL_TILES[:1] if place.tiny else PREFILL_TILES:
         with _tile("prefill", tile):
             yield from _tried(prefill, tile, place, shape, prompts(place)[-1 if place.tiny else 1])
+
+
+def _tile_calls(place: Place) -> Iterator[Callable[[], object]]:
+    """Attention once with each of the tiles, over little."""
+
+    def call(kernel: str, tile: Tile, rows: list[Row]) -> None:
+        with _tile(kernel, tile):
+            _problem(place, SEVEN, rows, None, layers=1).attend("triton")
+
+    for tile in DECODE_TILES:
+        yield partial(call, "decode", tile, [(63, 1)])
+    for tile in PREFILL_TILES:
+        yield partial(call, "prefill", tile, [(0, 64)])
 
 
 def _tried(what: Callable[..., Iterator[Measurement]], tile: Tile, *arguments: Any) -> Iterator[Measurement]:

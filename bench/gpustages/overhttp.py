@@ -24,6 +24,7 @@ from gpustages.stages import Measurement
 from gpustages.timing import summary
 
 PROMPT, ANSWER = 896, 256  # 1024 tokens in the middle of the answer
+NAME = "measured"
 READY = re.compile(r"leoserve is ready|\"message\": \"ready\"")
 ADDRESS = re.compile(r'address\W+http://([^\s":]+):(\d+)')
 
@@ -51,6 +52,7 @@ def measure(place: Place) -> Iterator[Measurement]:
 def server(place: Place, folder: Path) -> Iterator[tuple[str, int, list[str]]]:
     """A server of the folder: host, port, and what it says. Raises RuntimeError when it ends before it is ready."""
     command = [sys.executable, "-m", "leoserve", "serve", str(folder), "--port", "0", "--max-num-seqs", "64"]
+    command += ["--served-model-name", NAME]
     if place.tiny:
         command += ["--threads", "1", "--num-kv-blocks", "64"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("LEOSERVE_")}
@@ -103,7 +105,7 @@ def ask(host: str, port: int, batch: int, prompt: int, answer: int) -> list[Stre
 
 async def _one(host: str, port: int, tokens: list[int], answer: int) -> Stream:
     body = json.dumps(
-        {"model": "any", "prompt": tokens, "max_tokens": answer, "temperature": 0, "ignore_eos": True, "stream": True}
+        {"model": NAME, "prompt": tokens, "max_tokens": answer, "temperature": 0, "ignore_eos": True, "stream": True}
     ).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"

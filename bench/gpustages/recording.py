@@ -21,8 +21,8 @@ CONTEXT = 1000
 def measure(place: Place) -> Iterator[Measurement]:
     """Also: that a replay has the same bits as what it recorded, at sizes with and without padding."""
     shape = TINY if place.tiny else SEVEN
-    sizes = Sizes(4, 64, 64, 16, 4) if place.tiny else Sizes(256, 8192, 8192, 64, 14)
-    context = 30 if place.tiny else CONTEXT
+    sizes = Sizes(3, 32, 32, 16, 3) if place.tiny else Sizes(256, 8192, 8192, 64, 14)
+    context = 20 if place.tiny else CONTEXT
     begin = time.perf_counter()
     model = random_network(place, shape)
     place.synchronize()
@@ -32,16 +32,17 @@ def measure(place: Place) -> Iterator[Measurement]:
     place_slots(runner, context)
     graphs, recorded = record(place, runner)
     yield recorded
-    for batch in (1, 3) if place.tiny else (1, 3, 8, 64, 100, 256):
+    for batch in (3,) if place.tiny else (1, 3, 8, 64, 100, 256):
         yield from replay(place, runner, graphs, batch, context, weight_bytes(model))
 
 
 def place_slots(runner: DeviceRunner, context: int) -> None:
-    """Blocks for every slot's first `context` positions and some more, shared where the cache has too few."""
-    width = -(-(context + 1) // runner.block_size)
-    blocks = runner.key_value[0].keys.shape[0]
-    table = torch.arange(runner.max_num_seqs * width, device=runner.device, dtype=torch.int32) % blocks
-    runner.tables[:, :width] = table.view(-1, width)
+    """Blocks for every slot up to `context` positions. The last, which is written, is its own; others may be shared."""
+    slots, width = runner.max_num_seqs, -(-context // runner.block_size)
+    shared = runner.key_value[0].keys.shape[0] - slots
+    table = torch.arange(slots * width, device=runner.device, dtype=torch.int32).view(slots, width) % shared
+    table[:, -1] = torch.arange(slots, device=runner.device) + shared
+    runner.tables[:, :width] = table
 
 
 def record(place: Place, runner: DeviceRunner) -> tuple[DecodeGraphs, Measurement]:
@@ -78,7 +79,7 @@ def replay(
     yield {"name": f"replay of {batch} rows as {size}: the bits of what it recorded", "ok": torch.equal(found, as_many)}
     yield {
         "name": f"the first of {batch} rows against the row alone",
-        "note": f"error {_error(found[:1], alone):.2e} (0: the same bits); padded against not: {_error(found, eager):.2e}",
+        "note": f"error {_error(found[:1], alone):.2e}; padded or not {_error(found, eager):.2e} (0: the same)",
     }
     config = runner.model.config
     key = config.num_layers * config.num_kv_heads * config.head_dim * place.dtype.itemsize

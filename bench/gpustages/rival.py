@@ -6,6 +6,7 @@ import importlib
 import inspect
 import random
 import time
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from gpustages.place import Place
 from gpustages.shapes import SEVEN, TINY, Shape
-from gpustages.stages import Measurement
+from gpustages.stages import Measurement, brief
 
 PROMPT, ANSWER = 992, 65
 
@@ -32,6 +33,14 @@ def measure(place: Place) -> Iterator[Measurement]:
     if place.device.type != "cuda":
         yield {"name": "transformers", "note": "its continuous batching wants a GPU"}
         return
+    try:
+        yield from figures(place, shape, transformers.__version__)
+    except Exception as error:  # no failure of this server's
+        traceback.print_exc()
+        yield {"name": "transformers", "note": f"did not run: {brief(error)}"}
+
+
+def figures(place: Place, shape: Shape, version: str) -> Iterator[Measurement]:
     model = network(place, shape)
     generate(model, 1, PROMPT, 3)
     for batch in (1, 8, 64):
@@ -40,7 +49,7 @@ def measure(place: Place) -> Iterator[Measurement]:
         weights = shape.product_weights * place.dtype.itemsize
         moved = weights + batch * (PROMPT + ANSWER // 2) * shape.kv_bytes(place.dtype.itemsize)
         yield {
-            "name": f"{shape.name} decode, B{batch}, transformers {transformers.__version__}",
+            "name": f"{shape.name} decode, B{batch}, transformers {version}",
             "ms": ms,
             "tokens_s": batch / ms * 1e3,
             "ceiling_tokens_s": batch * place.bytes_a_second / moved,
@@ -62,17 +71,15 @@ def network(place: Place, shape: Shape) -> Any:
         tie_word_embeddings=False,
     )
     with torch.inference_mode(False), place.device:
-        return transformers.AutoModelForCausalLM.from_config(
-            config, dtype=place.dtype, attn_implementation="sdpa"
-        ).eval()
+        options = {"dtype": place.dtype, "attn_implementation": "sdpa"}
+        return transformers.AutoModelForCausalLM.from_config(config, **options).eval()
 
 
 def generate(model: Any, batch: int, prompt: int, answer: int) -> float:
     """Seconds for `batch` prompts answered greedily to the full length."""
     inputs = [[random.randrange(3, 30000) for _ in range(prompt)] for _ in range(batch)]
-    config = importlib.import_module("transformers").GenerationConfig(
-        max_new_tokens=answer, do_sample=False, eos_token_id=-1, pad_token_id=0
-    )
+    transformers: Any = importlib.import_module("transformers")
+    config = transformers.GenerationConfig(max_new_tokens=answer, do_sample=False, eos_token_id=-1, pad_token_id=0)
     known = inspect.signature(model.generate_batch).parameters
     options = {"progress_bar": False} if "progress_bar" in known else {}
     torch.cuda.synchronize()

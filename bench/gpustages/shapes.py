@@ -69,4 +69,4 @@ class Shape:
 SEVEN = Shape("7B", 4096, 11008, 32, 32, 32)
 THIRTEEN = Shape("13B", 5120, 13824, 40, 40, 40)
 SEVENTY = Shape("70B", 8192, 28672, 80, 64, 8)
-TINY = Shape("tiny", 128, 192, 2, 2, 2, head_dim=64, vocab=512, context=256)
+TINY = Shape("tiny", 64, 96, 1, 1, 1, head_dim=64, vocab=512, context=256)
