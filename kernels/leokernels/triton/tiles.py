@@ -19,6 +19,10 @@ CHUNK = 256  # keys that one program of decoding attends to at a time: the same 
 DECODE_PROGRAMS = 8192  # of decoding: beyond, a program takes several chunks, for one that finds none costs time too
 COMBINE_CHUNKS = 16  # partial results that decode_combine takes at a time
 COMBINE_WARPS = 4
+FEW_PROGRAMS = 96  # of a matrix product: fewer leave much of a GPU idle, which has about 100 to 150 multiprocessors
+STEPS_A_PART = 16  # of a tile's depth in a part of a sum, at least: each part has to fill the pipeline of loads anew
+PRODUCT_BAND = 8  # tiles of rows that go through the weights together
+ADDED_ELEMENTS = 1024  # of a product that one program adds the parts of
 INTERPRETER = (0, 0)  # the capability of Triton's interpreter
 
 
@@ -71,3 +75,51 @@ def decode(capability: tuple[int, int], head_dim: int, sharing: int, cached_byte
     if architecture(capability) == "interpreter":
         return Tile(rows, keys=32, warps=4, stages=1)
     return Tile(rows, keys=64, warps=4, stages=2)
+
+
+@dataclass(frozen=True, slots=True)
+class ProductTile:
+    """`rows` of x by `columns`, which are rows of the weight, `depth` of what is summed over at a time."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def product(capability: tuple[int, int], rows: int) -> ProductTile:
+    """linear_kernel's tile for `rows` rows. Columns and depth are those of any number of rows.
+
+    Each 64 rows have 4 warps, as a warp group's instruction on sm_90 takes them, which is also that of fewer rows: what
+    a warp does is the same in both tiles. On sm_100, where one instruction multiplies a tile of whatever height, there
+    is one height only. 128 columns by a depth of 64 are 16 KiB of weights a stage: two stages under way on each of 132
+    multiprocessors are what a memory of 4.3 TB/s delivers in a microsecond.
+    """
+    match architecture(capability):
+        case "interpreter":
+            return ProductTile(rows=16, columns=32, depth=16, warps=4, stages=1)  # small, as are the tests' products
+        case "sm_100":
+            return ProductTile(rows=128, columns=128, depth=64, warps=8, stages=4)
+        case "sm_90":
+            few, many = 4, 4
+        case "sm_80":
+            few, many = 3, 4
+        case _:
+            few, many = 3, 3
+    if rows <= 64:
+        return ProductTile(rows=64, columns=128, depth=64, warps=4, stages=few)
+    return ProductTile(rows=128, columns=128, depth=64, warps=8, stages=many)
+
+
+def product_parts(tile: ProductTile, columns: int, depth: int) -> int:
+    """Parts that a sum over `depth` is taken in, for a weight of `columns` rows.
+
+    As many as it takes that a single row gives work to FEW_PROGRAMS, but none of fewer than STEPS_A_PART steps. They
+    shape the sums, so they depend on the weight alone.
+    """
+    column_tiles, steps = -(-columns // tile.columns), -(-depth // tile.depth)
+    parts = 1
+    while column_tiles * parts < FEW_PROGRAMS and steps >= 2 * parts * STEPS_A_PART:
+        parts *= 2
+    return parts
