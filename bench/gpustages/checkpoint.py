@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from gpustages.command import in_memory
 from gpustages.place import Place
 from gpustages.shapes import Shape
 from tests.checkpoints import LLAMA_TOKENS, config_dict, write_tokenizer
@@ -26,10 +26,11 @@ ROOM = 1.2  # times the weights
 def random_checkpoint(place: Place, shape: Shape) -> Iterator[Path]:
     """In memory where there is room for it, else on the disk. Gone afterwards."""
     size = (shape.product_weights + shape.vocab * shape.hidden) * place.dtype.itemsize
-    parent = Path("/dev/shm")
-    if not parent.is_dir() or shutil.disk_usage(parent).free < size * ROOM:
+    parent = in_memory(place.scratch)
+    if not parent.parent.is_dir() or shutil.disk_usage(parent.parent).free < size * ROOM:
         parent = place.scratch
-    folder = Path(tempfile.mkdtemp(prefix="leoserve-gpu-", dir=parent))
+    folder = parent / "checkpoint"
+    folder.mkdir(parents=True)
     try:
         write(place, shape, folder)
         yield folder

@@ -40,8 +40,8 @@ def check(place: Place) -> Iterator[Measurement]:
             yield {"name": name, **made()}
         except Exception as error:
             traceback.print_exc()
-            if place.device.type == "cuda" and "CUDA error" in str(error):
-                raise  # nothing after it would be true
+            if any(fault in str(error) for fault in ("CUDA error", "Triton Error [CUDA]")):
+                raise  # the GPU is in disarray: nothing after it would be true
             yield {"name": name, "ok": False, "error": brief(error, 300)}
 
 

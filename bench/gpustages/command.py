@@ -55,9 +55,15 @@ def run(arguments: Sequence[str]) -> int:
             launch = Processes(options.tiny, results, scratch, log)
             run_stages(stages, results, launch=launch, clock=time.monotonic, seconds=options.seconds)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for folder in (scratch, in_memory(scratch)):
+            shutil.rmtree(folder, ignore_errors=True)
     print(results.table(), flush=True)
     return 0 if results.succeeded else 1
+
+
+def in_memory(scratch: Path) -> Path:
+    """The folder for files that are better kept in memory: whoever made `scratch` removes it, too."""
+    return Path("/dev/shm") / scratch.name
 
 
 def run_stages(

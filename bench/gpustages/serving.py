@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import statistics
 from collections import Counter
 from collections.abc import Iterator
 
@@ -28,16 +27,17 @@ def measure_7b(place: Place) -> Iterator[Measurement]:
     model = random_network(place, shape)
     batches = (2,) if place.tiny else (1, 8, 64)
     with engine(place, model, sizes(place, batches[-1]), graphs=True) as made:
-        made.generate(*_request(place, batches[-1]), ahead=1)  # compiles
+        made.generate(*_request(place, min(8, batches[-1])), ahead=1)  # compiles
         for batch in batches:
             yield time_per_token(place, shape, model, made, batch, ahead=1)
         for batch in batches:
             yield time_per_token(place, shape, model, made, batch, ahead=0, note=", without overlap")
         yield from prompts(place, shape, made)
-        for batch in sorted({batches[0], batches[-1]}):
+        ends = sorted({batches[0], batches[-1]})
+        for batch in ends:
             yield from profile(place, shape, made, batch)
         made.runner._graphs = None
-        for batch in sorted({batches[0], batches[-1]}):
+        for batch in ends:
             yield time_per_token(place, shape, model, made, batch, ahead=1, note=", without graphs")
 
 
@@ -48,7 +48,7 @@ def measure_larger(place: Place) -> Iterator[Measurement]:
         if shape is not SEVEN:
             yield from _cache_of(place, shape, None, (2,) if place.tiny else (1, 8, 64))
         for kv_dtype in reversed(place.eight_bit):
-            yield from _cache_of(place, shape, kv_dtype, (2,) if place.tiny else (1, 64, 128))
+            yield from _cache_of(place, shape, kv_dtype, (2,) if place.tiny else (1, 128))
     if importlib.util.find_spec("leoserve.model.quantized") is None:
         yield {"name": "weights of 8 and 4 bits", "note": "not measured: this version serves none"}
 
@@ -59,7 +59,7 @@ def _cache_of(
     kind = "" if kv_dtype is None else f", cache of {str(kv_dtype).removeprefix('torch.')}"
     model = random_network(place, shape, kv_dtype)
     with engine(place, model, sizes(place, batches[-1]), graphs=True) as made:
-        made.generate(*_request(place, batches[-1]), ahead=1)
+        made.generate(*_request(place, min(8, batches[-1])), ahead=1)  # compiles
         for batch in batches:
             yield time_per_token(place, shape, model, made, batch, ahead=1, note=kind)
         if kv_dtype is None:
@@ -118,30 +118,28 @@ def profile(place: Place, shape: Shape, made: Engine, batch: int) -> Iterator[Me
     activities = [torch.profiler.ProfilerActivity.CPU]
     if place.device.type == "cuda":
         activities = [torch.profiler.ProfilerActivity.CUDA]  # the host's own events would slow the host down
-    size, prompt, answer = _request(place, batch)
+    name = f"{shape.name} decode, B{batch}: the GPU is idle (while profiled)"
     with torch.profiler.profile(activities=activities) as profiler:
-        made.generate(size, prompt, answer, ahead=1)
-    place.synchronize()
-    spans = [
+        made.generate(*_request(place, batch), ahead=1)
+        place.synchronize()
+    spans = sorted(
         (event.time_range.start, event.time_range.end, event.name)
         for event in profiler.events() or ()
         if str(event.device_type).lower().endswith(place.device.type)
-    ]
-    begin = sorted(start for start, _, _ in spans)[len(spans) // 2]  # the second half of all kernels: decoding only
-    spans = sorted(span for span in spans if span[0] >= begin)
+    )
+    spans = spans[len(spans) // 2 :]  # the second half of all kernels: decoding only
     busy, total = busy_time([(start, end) for start, end, _ in spans])
+    if not total:
+        yield {"name": name, "note": "not known: the profiler saw no kernels"}
+        return
     taken: Counter[str] = Counter()
-    for start, end, name in spans:
-        taken[name[:60]] += end - start
-    whole = sum(taken.values()) or 1
-    yield {
-        "name": f"{shape.name} decode, B{batch}: the GPU is idle (while profiled)",
-        "idle_share": 1 - busy / total if total else None,
-        "note": f"{1 - busy / total:.1%}; median gap between tokens {statistics.median(made.gaps(batch) or [0]):.2f} ms"
-        if total
-        else "no kernels were seen",
-        "kernels": {name: time / whole for name, time in taken.most_common(20)},
-    }
+    for start, end, kernel in spans:
+        taken[kernel[:60]] += end - start
+    shares = {kernel: time / sum(taken.values()) for kernel, time in taken.most_common(20)}
+    most = ", ".join(f"{kernel[:30]} {part:.0%}" for kernel, part in list(shares.items())[:6])
+    gap = summary(made.gaps(batch), "engine").ms
+    note = f"{1 - busy / total:.1%}; {gap:.2f} ms between tokens; of the rest {most}"
+    yield {"name": name, "idle_share": 1 - busy / total, "kernels": shares, "note": note}
 
 
 def busy_time(spans: list[tuple[float, float]]) -> tuple[float, float]:

@@ -76,9 +76,7 @@ def mixed_step(step: int) -> Step:
     tokens = [3 + place % 300 for place in range(70)]
     params = SamplingParams(max_tokens=5, temperature=0.0, prompt_logprobs=2)
     new = Admitted(params, 0, tokens, [])
-    prompt = Row(
-        9, 0, tokens, first_new_block=0, new_blocks=[60, 61], samples=True, admitted=new, targets=[*tokens[1:], 5][:69]
-    )
+    prompt = Row(9, 0, tokens, first_new_block=0, new_blocks=[60, 61], samples=True, admitted=new, targets=tokens[1:])
     return Step([*(decode_row(slot, step) for slot in range(8)), prompt], copies=[(0, 70), (6, 71)])
 
 
