@@ -56,7 +56,8 @@ def server(place: Place, folder: Path) -> Iterator[tuple[str, int, list[str]]]:
     if place.tiny:
         command += ["--threads", "1", "--num-kv-blocks", "64"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("LEOSERVE_")}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=clean | {"HF_HUB_OFFLINE": "1"})
+    clean |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=clean)
     said: list[str] = []
     try:
         for line in process.stderr or ():
