@@ -66,10 +66,11 @@ def parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     known = parser()
     given, strange = known.parse_known_args(arguments)
     if strange:
+        from leoserve.flags import is_switch
         from leoserve.settings import Settings, flag, suggest
 
         options = [flag(name) for name in Settings.model_fields if name != "model"]
-        options += [flag(f"no_{name}") for name, field in Settings.model_fields.items() if field.annotation is bool]
+        options += [flag(f"no_{name}") for name, field in Settings.model_fields.items() if is_switch(field)]
         word = strange[0].partition("=")[0]
         if not word.startswith("-"):
             message = f"{word} is one too many"

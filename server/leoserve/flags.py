@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         group = groups[title]
         kwargs: dict[str, Any] = {"help": help_text(field), "default": argparse.SUPPRESS}
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        if field.annotation is bool:
+        if is_switch(field):
             group.add_argument(flag(name), action=argparse.BooleanOptionalAction, **kwargs)
             continue
         kwargs["metavar"] = extra(field)["metavar"] or "|".join(choices) or ("N" if numeric(field) else "TEXT")
@@ -46,6 +46,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag(name), action="append", **kwargs)
         else:
             group.add_argument(flag(name), **kwargs)
+
+
+def is_switch(field: FieldInfo) -> bool:
+    """Whether the option is turned on by its flag and off by `--no-…`."""
+    return bool in {field.annotation, *get_args(field.annotation)}
 
 
 def numeric(field: FieldInfo) -> bool:

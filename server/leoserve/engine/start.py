@@ -63,21 +63,20 @@ def _start(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) 
     )
     log.info("device %s, %d threads; %s (%s)", device, threads, _name(dtype), dtype_reason)
     attention, fused = choose_kernels(place, config.attention)
+    product = choose_product(place, fused)
     block_size = attention.block_size
     require_weights_fit(model_config, dtype, device)
-    model = Llama(model_config, dtype=dtype, device=device, attention=attention.name, fused=fused, kv_dtype=kv_dtype)
+    model = Llama(
+        model_config,
+        dtype=dtype,
+        device=device,
+        attention=attention.name,
+        fused=fused,
+        multiply=product.multiply,
+        kv_dtype=kv_dtype,
+    )
     num_bytes = _load(model, folder, model_config, config.progress)
-    limits = SchedulerLimits(
-        max_sequences=config.max_num_seqs,
-        max_tokens_per_step=max(config.max_num_batched_tokens or TOKENS_PER_STEP[device.type], config.max_num_seqs),
-        max_model_len=max_model_len,
-        block_size=block_size,
-        prefix_caching=config.enable_prefix_caching,
-        deterministic=deterministic,
-    )
-    log.info(
-        "a step computes at most %d tokens of at most %d sequences", limits.max_tokens_per_step, limits.max_sequences
-    )
+    limits = _limits(config, place, max_model_len, block_size)
     runner, plan = _start_runner(config, model, limits, capturable=attention.capturable)
     ahead = 1 if model.fused.name == "triton" and config.async_scheduling else 0
     ready = Ready(
@@ -93,6 +92,22 @@ def _start(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) 
     )
     scheduler = _scheduler(config, plan, limits)
     return EngineLoop(scheduler, runner, send, ahead=ahead), ready
+
+
+def _limits(config: EngineConfig, place: leokernels.Place, max_model_len: int, block_size: int) -> SchedulerLimits:
+    tokens = config.max_num_batched_tokens or TOKENS_PER_STEP[place.device.type]
+    limits = SchedulerLimits(
+        max_sequences=config.max_num_seqs,
+        max_tokens_per_step=max(tokens, config.max_num_seqs),
+        max_model_len=max_model_len,
+        block_size=block_size,
+        prefix_caching=config.enable_prefix_caching,
+        deterministic=place.deterministic,
+    )
+    log.info(
+        "a step computes at most %d tokens of at most %d sequences", limits.max_tokens_per_step, limits.max_sequences
+    )
+    return limits
 
 
 def _start_runner(
@@ -212,6 +227,23 @@ def choose_kernels(place: leokernels.Place, asked: str) -> tuple[leokernels.Choi
     if place.device.type != "cpu":
         log.info("kernels of norms, rotary positions and gates: %s (%s)", fused.name, fused.reason)
     return attention, fused
+
+
+def choose_product(place: leokernels.Place, fused: leokernels.Fused) -> leokernels.Product:
+    """The matrix product for this place, said with its reason.
+
+    Raises CannotStart where a request's bits may not depend on others and what is there cannot keep that promise.
+    """
+    try:
+        product = leokernels.choose_product(place)
+    except leokernels.UnsupportedProduct as error:
+        raise CannotStart(f"--deterministic cannot be kept here, leave it out: {error}") from error
+    if place.device.type == "cpu":
+        return product
+    if place.deterministic and fused.name != "triton":
+        raise CannotStart(f"--deterministic cannot be kept here, leave it out: norms and gates are {fused.reason}")
+    log.info("matrix products: %s (%s)", product.name, product.reason)
+    return product
 
 
 def warm_up(runner: Runner, length: int) -> None:

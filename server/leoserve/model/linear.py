@@ -1,10 +1,14 @@
-"""A linear layer, with its weight in the order that the CPU's matrix product reads fastest where oneDNN offers it."""
+"""A linear layer, with its weight in the order that the CPU's matrix product reads fastest where oneDNN offers it.
+
+Elsewhere the product is the one that leokernels chose.
+"""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from leokernels.product import Multiply, torch_linear
 
 # Rows of the smallest product whose rows have the same bits as those of a larger one, measured: packed from 2, torch's
 # own from 4. A step of fewer tokens is padded to it, so that an answer does not depend on what runs beside it.
@@ -15,8 +19,17 @@ MIN_ROWS = 4
 class Linear:
     """y = x Wᵀ. The loader fills `weight` [out_features, in_features]; `prepare` may replace it by a packed copy."""
 
-    def __init__(self, in_features: int, out_features: int, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        multiply: Multiply = torch_linear,
+    ) -> None:
         self.shape = (out_features, in_features)
+        self.multiply = multiply
         self.weight: Tensor | None = torch.empty(out_features, in_features, dtype=dtype, device=device)
         self._packed: Tensor | None = None
 
@@ -33,7 +46,7 @@ class Linear:
             return y
         if self.weight is None:
             raise RuntimeError("a linear layer has neither its weight nor a packed one")
-        return F.linear(x, self.weight)
+        return self.multiply(x, self.weight)
 
 
 def can_pack(weight: Tensor) -> bool:

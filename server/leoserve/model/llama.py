@@ -7,6 +7,7 @@ belong together. Numerically it follows the original: norms and rotary angles in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from leokernels import AttentionMetadata, KVCache, attention, new_cache
 from leokernels.fused import TORCH, Fused
+from leokernels.product import Multiply, torch_linear
 from leoserve.model.config import ModelConfig
 from leoserve.model.linear import MIN_ROWS, MIN_ROWS_PACKED, Linear, can_pack, pad_rows
 
 
 class Llama:
-    """`attention` and `fused` are the kernels that leokernels chose; the cache is of `kv_dtype`, or of `dtype`."""
+    """`attention`, `fused` and `multiply` are what leokernels chose; the cache is of `kv_dtype`, or of `dtype`."""
 
     def __init__(
         self,
@@ -29,6 +31,7 @@ class Llama:
         device: torch.device,
         attention: str = "reference",
         fused: Fused = TORCH,
+        multiply: Multiply = torch_linear,
         kv_dtype: torch.dtype | None = None,
     ) -> None:
         self.config = config
@@ -38,9 +41,9 @@ class Llama:
         self.fused = fused
         self.kv_dtype = kv_dtype or dtype
         self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
-        self.layers = [Layer(config, dtype, device, attention, fused) for _ in range(config.num_layers)]
+        self.layers = [Layer(config, dtype, device, attention, fused, multiply) for _ in range(config.num_layers)]
         self.norm = Norm(config, dtype, device, fused)
-        self.head = Linear(config.hidden_size, config.vocab_size, dtype=dtype, device=device)
+        self.head = Linear(config.hidden_size, config.vocab_size, dtype=dtype, device=device, multiply=multiply)
         if config.tie_word_embeddings:
             self.head.weight = self.embedding
         self.angles = rotary_angles(config, device)
@@ -119,19 +122,26 @@ class Layer:
     """
 
     def __init__(
-        self, config: ModelConfig, dtype: torch.dtype, device: torch.device, attention: str, fused: Fused
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        attention: str,
+        fused: Fused,
+        multiply: Multiply,
     ) -> None:
         self.config = config
         self.attention = attention
         self.fused = fused
         query, key_value = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         hidden, inner = config.hidden_size, config.intermediate_size
+        linear = partial(Linear, dtype=dtype, device=device, multiply=multiply)
         self.attention_norm = Norm(config, dtype, device, fused)
-        self.qkv = Linear(hidden, query + 2 * key_value, dtype=dtype, device=device)
-        self.output = Linear(query, hidden, dtype=dtype, device=device)
+        self.qkv = linear(hidden, query + 2 * key_value)
+        self.output = linear(query, hidden)
         self.mlp_norm = Norm(config, dtype, device, fused)
-        self.gate_up = Linear(hidden, 2 * inner, dtype=dtype, device=device)
-        self.down = Linear(inner, hidden, dtype=dtype, device=device)
+        self.gate_up = linear(hidden, 2 * inner)
+        self.down = linear(inner, hidden)
 
     def __call__(
         self,
