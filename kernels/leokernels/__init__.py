@@ -4,6 +4,7 @@ from leokernels.attention import attention, new_cache
 from leokernels.cache import write_kv
 from leokernels.contract import AttentionMetadata, KVCache, UnsupportedAttention
 from leokernels.fused import Fused, choose_fused
+from leokernels.product import Product, UnsupportedProduct, choose_product
 from leokernels.table import NAMES, Choice, Place, choose
 
 __all__ = [
@@ -13,10 +14,13 @@ __all__ = [
     "Fused",
     "KVCache",
     "Place",
+    "Product",
     "UnsupportedAttention",
+    "UnsupportedProduct",
     "attention",
     "choose",
     "choose_fused",
+    "choose_product",
     "new_cache",
     "write_kv",
 ]

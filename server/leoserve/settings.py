@@ -270,8 +270,9 @@ class Settings(BaseSettings):
     deterministic: bool | None = option(
         None,
         "Engine",
-        "Give a request the same tokens and log-probabilities, bit by bit, whatever runs beside it. Costs speed on a "
-        "GPU; elsewhere only that generated tokens are not shared as prompt beginnings. Turn it off to share them.",
+        "Give a request the same tokens and log-probabilities, bit by bit, whatever runs beside it. On a GPU it "
+        "needs Triton and costs speed; elsewhere it costs only that generated tokens are not shared as prompt "
+        "beginnings. Turn it off to share them.",
         unset="on a CPU yes, on a GPU no",
     )
     async_scheduling: bool = option(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from leokernels import Place
+from leokernels import Place, choose_fused
+from leokernels.fused import TORCH
 from leoserve.engine.config import EngineConfig
 from leoserve.engine.start import (
     CannotStart,
     choose_device,
     choose_dtype,
     choose_kernels,
+    choose_product,
     choose_threads,
     start_engine,
 )
@@ -109,6 +112,43 @@ def test_a_gpu_without_triton_is_told_what_is_used_instead(
     assert (attention.name, attention.block_size, fused.name) == ("torch_varlen", 256, "torch")
     assert "attention kernels: torch_varlen" in caplog.text
     assert "kernels of norms, rotary positions and gates: torch (plain torch" in caplog.text
+
+
+ON_GPU = Place(torch.device("cuda", 0), torch.bfloat16, 128)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_matrix_product_on_a_gpu_is_said_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        choose_product(ON_GPU, TORCH)
+        choose_product(replace(ON_GPU, deterministic=True), replace(TORCH, name="triton"))
+    assert "matrix products: torch (the device's own library, the fastest)" in caplog.messages
+    assert "matrix products: triton (deterministic: a row has the same bits" in caplog.text
+
+
+@pytest.mark.usefixtures("gpu")
+def test_deterministic_on_a_gpu_without_triton_is_refused_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CannotStart, match="--deterministic cannot be kept here.* triton is not installed"):
+        choose_product(replace(ON_GPU, deterministic=True), TORCH)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_deterministic_on_a_gpu_needs_all_kernels_to_be_tritons() -> None:
+    place = replace(ON_GPU, head_dim=80, deterministic=True)
+    with pytest.raises(CannotStart, match="norms and gates are plain torch.* powers of 2, not 80"):
+        choose_product(place, choose_fused(place))
+
+
+def test_a_cpu_keeps_its_product_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        product = choose_product(Place(CPU, torch.float32, 128, deterministic=True), TORCH)
+    assert (product.name, caplog.messages) == ("torch", [])
 
 
 def test_a_cache_too_small_for_one_context_says_what_fits(checkpoint: Path) -> None:

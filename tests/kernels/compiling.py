@@ -45,11 +45,15 @@ TYPES = {
 KIB = 1024
 SHARED = {(8, 0): 163 * KIB, (8, 9): 99 * KIB, (9, 0): 227 * KIB, (10, 0): 227 * KIB}  # bytes a program may use
 REGISTERS = 255  # a thread may use
+MATRIX_INSTRUCTION = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\.[\w.:]+")  # in PTX
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one compiled kernel uses: `registers` a thread, `stack` bytes a thread, `shared` bytes a program."""
+    """What one compiled kernel uses: `registers` a thread, `stack` bytes a thread, `shared` bytes a program.
+
+    `multiplies` are the matrix instructions in it, each once.
+    """
 
     scenario: str
     kernel: str
@@ -57,6 +61,7 @@ class Report:
     stack: int
     shared: int
     warps: int
+    multiplies: list[str]
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,9 @@ def compile_launch(scenario: str, launch: Launch, capability: Capability) -> Rep
     target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)
     made = triton.compile(source, target=target, options=named)
     registers, stack = _resources(made.asm["cubin"])
-    return Report(scenario, kernel.__name__, registers, stack, made.metadata.shared, made.metadata.num_warps)
+    multiplies = sorted(set(MATRIX_INSTRUCTION.findall(made.asm["ptx"])))
+    used = made.metadata
+    return Report(scenario, kernel.__name__, registers, stack, used.shared, used.num_warps, multiplies)
 
 
 def _type(parameter: Any, value: Any) -> tuple[str, bool]:

@@ -36,6 +36,21 @@ def test_packing_frees_the_original() -> None:
     assert (linear.weight is None) is packs
 
 
+def test_the_product_it_was_given_multiplies_its_weight() -> None:
+    calls = []
+
+    def multiply(x: torch.Tensor, weight: torch.Tensor, /) -> torch.Tensor:
+        calls.append((x, weight))
+        return x
+
+    linear = Linear(4, 4, dtype=torch.float16, device=CPU, multiply=multiply)
+    linear.prepare()
+    x = torch.zeros(2, 4, dtype=torch.float16)
+    assert linear(x) is x
+    assert len(calls) == 1
+    assert calls[0][1] is linear.weight
+
+
 def test_rows_are_padded_with_the_last_one() -> None:
     x = torch.tensor([[1.0], [2.0]])
     assert pad_rows(x, 4).flatten().tolist() == [1, 2, 2, 2]

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from leokernels.fused import TORCH, Fused, triton_functions
 from leokernels.installed import triton_missing
+from leokernels.product import Multiply, torch_linear
 from leoserve.model.config import ModelConfig
 from leoserve.model.llama import Llama
 from leoserve.model.weights import load_weights
@@ -42,10 +43,13 @@ class Paged:
         lengths: Sequence[int],
         attention: str = "cpu",
         fused: Fused = TORCH,
+        multiply: Multiply = torch_linear,
         kv_dtype: torch.dtype | None = None,
     ) -> None:
         config = ModelConfig.from_folder(folder)
-        self.model = Llama(config, dtype=dtype, device=CPU, attention=attention, fused=fused, kv_dtype=kv_dtype)
+        self.model = Llama(
+            config, dtype=dtype, device=CPU, attention=attention, fused=fused, multiply=multiply, kv_dtype=kv_dtype
+        )
         load_weights(self.model, folder, config, progress=None)
         self.model.prepare()
         self.tables, num_blocks = block_tables(lengths, BLOCK, seed=3)
@@ -179,6 +183,23 @@ def test_a_token_has_the_same_bits_alone_and_in_a_batch(tmp_path: Path, shape: s
     steps = [batch.step([(n, at, prompt[at : at + 1]) for n, prompt in enumerate(tokens)]) for at in range(20, 23)]
     for number, row in enumerate(expected):
         assert torch.equal(torch.cat([step[number] for step in steps]), row), f"sequence {number}"
+
+
+def test_every_linear_layer_and_the_head_take_the_product_they_are_given(tmp_path: Path) -> None:
+    used: list[Tensor] = []
+
+    def multiply(x: Tensor, weight: Tensor, /) -> Tensor:
+        used.append(weight)
+        return torch_linear(x, weight)
+
+    folder = write_checkpoint(tmp_path, "70b", dtype=torch.float16)  # which no CPU packs
+    paged = Paged(folder, dtype=torch.float16, lengths=[5], multiply=multiply)
+    paged.step([(0, 0, prompts(5)[0])])
+    expected = [
+        layer.weight for each in paged.model.layers for layer in (each.qkv, each.output, each.gate_up, each.down)
+    ]
+    expected.append(paged.model.head.weight)
+    assert [weight.data_ptr() for weight in used] == [weight.data_ptr() for weight in expected if weight is not None]
 
 
 def test_weights_can_be_packed_only_once_they_are_loaded(tmp_path: Path) -> None:

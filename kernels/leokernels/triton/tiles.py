@@ -94,7 +94,8 @@ def product(capability: tuple[int, int], rows: int) -> ProductTile:
     Each 64 rows have 4 warps, as a warp group's instruction on sm_90 takes them, which is also that of fewer rows: what
     a warp does is the same in both tiles. On sm_100, where one instruction multiplies a tile of whatever height, there
     is one height only. 128 columns by a depth of 64 are 16 KiB of weights a stage: two stages under way on each of 132
-    multiprocessors are what a memory of 4.3 TB/s delivers in a microsecond.
+    multiprocessors are what a memory of 4.3 TB/s delivers in a microsecond. Stages on sm_90, and of few rows
+    elsewhere, leave shared memory for two programs on a multiprocessor: one multiplies while the other begins or ends.
     """
     match architecture(capability):
         case "interpreter":
@@ -102,11 +103,11 @@ def product(capability: tuple[int, int], rows: int) -> ProductTile:
         case "sm_100":
             return ProductTile(rows=128, columns=128, depth=64, warps=8, stages=4)
         case "sm_90":
-            few, many = 4, 4
+            few, many = 4, 3
         case "sm_80":
-            few, many = 3, 4
+            few, many = 4, 4
         case _:
-            few, many = 3, 3
+            few, many = 3, 4
     if rows <= 64:
         return ProductTile(rows=64, columns=128, depth=64, warps=4, stages=few)
     return ProductTile(rows=128, columns=128, depth=64, warps=8, stages=many)

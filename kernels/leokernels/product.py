@@ -1,0 +1,68 @@
+"""The matrix product of linear layers: torch's, or one whose rows have the same bits whatever else is in the batch.
+
+On a CPU torch's keeps that promise by itself from a few rows on. On a GPU its libraries do not: they take their sums in
+another order for another number of rows. There Triton's is taken where the promise is asked for, and imported only
+there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from leokernels.installed import triton_missing
+from leokernels.table import HALF, Place, dtype_name, too_old
+
+
+class UnsupportedProduct(ValueError):
+    """No matrix product that keeps the promise asked for runs here. One line: what is missing."""
+
+
+class Multiply(Protocol):
+    """`x` [rows, in_features] and `weight` [out_features, in_features] -> x weightᵀ [rows, out_features]."""
+
+    def __call__(self, x: Tensor, weight: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A matrix product, and why it is the one to use."""
+
+    name: str
+    reason: str
+    multiply: Multiply
+
+
+def torch_linear(x: Tensor, weight: Tensor, /) -> Tensor:
+    """See Multiply."""
+    return F.linear(x, weight)
+
+
+TORCH = Product("torch", "the device's own library, the fastest", torch_linear)
+
+
+def choose_product(place: Place) -> Product:
+    """torch's product, or Triton's where a GPU's rows may not depend on each other.
+
+    Raises UnsupportedProduct where that is asked for and Triton's does not run.
+    """
+    if not place.deterministic or place.device.type == "cpu":
+        return TORCH
+    obstacle = _obstacle(place)
+    if obstacle is not None:
+        raise UnsupportedProduct(f"no matrix product fits {place}: Triton's is needed, and {obstacle}")
+    reason = "deterministic: a row has the same bits whatever runs beside it, which the device's library does not give"
+    return Product("triton", reason, importlib.import_module("leokernels.triton.matmul").linear)
+
+
+def _obstacle(place: Place) -> str | None:
+    """Why Triton's product does not run there, or None."""
+    if place.device.type != "cuda":
+        return f"it runs on cuda, not on {place.device.type}"
+    if place.dtype not in HALF:
+        return f"it has no {dtype_name(place.dtype)}"
+    return too_old(place.device, "it", (8, 0)) or triton_missing()
