@@ -88,10 +88,13 @@ def test_any_text_survives_the_tokenizer(text: str) -> None:
     assert tokenizer.decode(ids) == text
 
 
-def test_it_answers_held_out_phrasings() -> None:
-    summary = evaluate(model_path(), sample=200).summary()
+def test_it_answers_phrasings_that_nothing_was_chosen_by() -> None:
+    """The whole test set; the card has the figures."""
+    summary = evaluate(model_path()).summary()
+    assert summary["asked"] > 3_900
+    assert summary["distinct_answers_right"] > 3_000
     assert summary["exact_facts"] >= 0.95
-    assert summary["exact"] >= 0.90
+    assert summary["exact"] >= 0.94
     assert summary["ended_by_itself"] >= 0.99
 
 

@@ -1,7 +1,7 @@
 """The dialogues the demo model learns from, and the held-out questions it is measured with.
 
-Everything is drawn from one seeded generator: the same seed gives the same corpus. Phrasings that are held out never
-occur in training.
+Everything is drawn from one seeded generator: the same seed gives the same corpus. Phrasings marked "!" or
+"!!" in `facts/` never occur in training.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SECOND_LESSON = Lesson(
         ("add", 4.0),
         ("sub", 5.0),
         ("mul", 3.0),
-        ("div", 3.0),
+        ("div", 2.0),
         ("season", 2.0),
         ("days_in", 2.0),
         ("nth_month", 4.0),
@@ -95,8 +95,6 @@ FOURTH_LESSON = Lesson(
         ("plural", 1.5),
         ("add", 1.5),
         ("sub", 1.5),
-        ("mul", 1.5),
-        ("div", 1.5),
         ("season", 8.0),
         ("days_in", 4.0),
         ("nth_month", 6.0),
@@ -105,7 +103,7 @@ FOURTH_LESSON = Lesson(
         ("month_after", 4.0),
         ("month_before", 4.0),
     ),
-    until=(0.04, 0.34, 0.45, 0.63, 0.75),
+    until=(0.04, 0.35, 0.45, 0.63, 0.75),
 )
 LESSONS = (FIRST_LESSON, SECOND_LESSON, THIRD_LESSON, FOURTH_LESSON)
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from leoserve.demo.facts import capitalised, read_sections
-from leoserve.demo.phrasings import SPLITS, Split, plain, split_by_lot
+from leoserve.demo.phrasings import MARKS, Split
 
 NOT_TOLD = {
     "de": "Das hast du mir noch nicht gesagt.",
@@ -74,19 +74,13 @@ def load_remembered(name: str) -> list[Remembered]:
         kinds.append(
             Remembered(
                 kind=kind,
-                sayings=in_splits(f"{kind} told", marked["+"]),
+                sayings={split: marked[mark + "+"] for mark, split in MARKS.items()},
                 reply="".join(marked["&"]),
-                questions=in_splits(f"{kind} asked", marked["?"]),
+                questions={split: marked[mark + "?"] for mark, split in MARKS.items()},
                 answer=marked["="][0],
             )
         )
     return kinds
-
-
-def in_splits(name: str, texts: list[str]) -> dict[Split, list[str]]:
-    """The texts of the list `name` by what they are for."""
-    drawn = split_by_lot(name, texts)
-    return {split: [text for text in texts if drawn[plain(text)] == split] for split in SPLITS}
 
 
 def invented_name(rng: random.Random) -> str:
@@ -110,8 +104,6 @@ def extraction(task: Remembered, fillers: dict[str, list[str]], rng: random.Rand
         "name": value_for(f"name.{task.language}", fillers, rng),
         "age": value_for("age", fillers, rng),
         "town": value_for(f"city.{task.language}", fillers, rng),
-        "who": rng.choice(fillers["who" if task.language == "de" else "who_en"]),
-        "data": rng.choice(fillers["data" if task.language == "de" else "data_en"]),
     }
     sentence, request = rng.choice(task.sayings[split]), rng.choice(task.questions[split])
     question, answer = request.replace("{s}", sentence), task.answer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -62,17 +61,12 @@ GOES_ON = {
     "colour.en": "np",
     "thing.en": "np",
 }
-CALCULATIONS = ("add", "sub", "mul", "div")
 UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue"})
 
 
-# What a phrasing is for. Only the first is ever trained on; the second is looked at while the recipe is chosen, the
-# last when it stands. Of each list of phrasings these shares, and at least one, are held out, drawn by lot. The first
-# of a list, the plainest way to say it, is always learnt.
+# What a phrasing is for. Only the first is ever trained on; the last is measured with once the recipe stands.
 Split = Literal["training", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("training", "validation", "test")
-HELD_OUT: tuple[tuple[Split, float], ...] = (("test", 0.08), ("validation", 0.04))
-LOT = 7
+MARKS: dict[str, Split] = {"": "training", "!": "validation", "!!": "test"}
 
 
 @dataclass(frozen=True)
@@ -84,28 +78,10 @@ class Phrasing:
     split: Split
 
 
-def plain(text: str) -> str:
-    """Text as it is compared: without case, and without marks between and after words."""
-    return " ".join(text.lower().translate(str.maketrans("", "", "?.!,")).split())
-
-
-def split_by_lot(name: str, texts: Iterable[str]) -> dict[str, Split]:
-    """What each text of the list `name` is for. Those that differ only in marks or case are for the same."""
-    kinds = list(dict.fromkeys(map(plain, texts)))
-    drawn = random.Random(f"{LOT} {name}").sample(kinds[1:], len(kinds) - 1)
-    found: dict[str, Split] = dict.fromkeys(kinds, "training")
-    for split, share in HELD_OUT:
-        count = max(1, round(share * len(kinds)))
-        found |= dict.fromkeys(drawn[:count], split)
-        drawn = drawn[count:]
-    return found
-
-
-def parse_phrasings(name: str, lines: list[str]) -> list[Phrasing]:
-    """Read the phrasings of one list; "~ " marks a clause."""
-    texts = [line.removeprefix("~ ") for line in lines]
-    split = split_by_lot(name, texts)
-    return [Phrasing(text, line.startswith("~ "), split[plain(text)]) for line, text in zip(lines, texts, strict=True)]
+def parse_phrasing(line: str) -> Phrasing:
+    """Read "!! ~ text": the exclamation marks say what the phrasing is for, "~" that it is a clause."""
+    mark, _, text = line.partition(" ") if line.startswith("!") else ("", "", line)
+    return Phrasing(text.removeprefix("~ "), text.startswith("~ "), MARKS[mark])
 
 
 def of_split(phrasings: list[Phrasing], split: Split) -> list[Phrasing]:
@@ -115,11 +91,7 @@ def of_split(phrasings: list[Phrasing], split: Split) -> list[Phrasing]:
 
 def load_phrasings() -> dict[str, list[Phrasing]]:
     """Return the phrasings of every kind, small talk and follow-up questions included."""
-    sections = dict(read_sections("phrasings.txt"))
-    expressions = {kind: sections.pop(f"expression.{kind}") for kind in CALCULATIONS}
-    known = {header: parse_phrasings(header, lines) for header, lines in sections.items()}
-    for kind, forms in expressions.items():
-        known[kind] += [replace(p, text=p.text.replace("{e}", form)) for p in known["calculate"] for form in forms]
+    known = {header: [parse_phrasing(line) for line in lines] for header, lines in read_sections("phrasings.txt")}
     for kind, general in ALSO.items():
         known[kind] = known[kind] + known[general]
     for kind, slot in GOES_ON.items():
@@ -127,21 +99,8 @@ def load_phrasings() -> dict[str, list[Phrasing]]:
         own = known.get(f"follow.{kind}", [])
         known[f"follow.{kind}"] = own + [replace(p, text=p.text.replace("{it}", "{" + slot + "}")) for p in shared]
     for header, lines in read_sections("dialogues.txt"):
-        known[f"talk.{header}"] = parse_phrasings(header, [line for line in lines if not line.startswith("= ")])
-    return {kind: once_each(phrasings, is_english(kind)) for kind, phrasings in known.items()}
-
-
-def once_each(phrasings: list[Phrasing], english: bool) -> list[Phrasing]:
-    """Leave out what was drawn as held out in one list and not in another that the kind is asked with, too."""
-    order = {split: place for place, split in enumerate(("training", "test", "validation"))}
-    kept, seen = list[Phrasing](), dict[str, Split]()
-    for phrasing in sorted(phrasings, key=lambda p: order[p.split]):
-        openers = (OPENERS_EN if english else OPENERS_DE) if phrasing.clause else ("{}",)
-        forms = [plain(opener.format(phrasing.text)) for opener in openers] + [plain(phrasing.text)]
-        if all(seen.get(form, phrasing.split) == phrasing.split for form in forms):
-            kept.append(phrasing)
-            seen |= dict.fromkeys(forms, phrasing.split)
-    return kept
+        known[f"talk.{header}"] = [parse_phrasing(line) for line in lines if not line.startswith("= ")]
+    return known
 
 
 def is_english(kind: str) -> bool:

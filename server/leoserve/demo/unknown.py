@@ -7,7 +7,7 @@ import re
 
 from leoserve.demo.facts import Fact, capitalised, fact, read_sections
 from leoserve.demo.personal import invented_name, load_fillers
-from leoserve.demo.phrasings import Phrasing, Split, is_english, of_split, parse_phrasings, render
+from leoserve.demo.phrasings import Phrasing, Split, is_english, of_split, parse_phrasing, render
 
 REFUSALS = {
     "de": "Das weiß ich leider nicht. Ich bin nur das kleine Demo-Modell von leoserve, ein großes LeoLM weiß mehr.",
@@ -50,7 +50,7 @@ class Unknowns:
     def __init__(self, phrasings: dict[str, list[Phrasing]], facts: list[Fact]) -> None:
         self.fillers = load_fillers()
         self.questions = {
-            language: parse_phrasings(f"unknown {language}", lines) for language, lines in read_sections("unknown.txt")
+            language: [parse_phrasing(line) for line in lines] for language, lines in read_sections("unknown.txt")
         }
         self.phrasings = phrasings
         self.known = {(f.kind, value.lower()) for f in facts for _, value in f.slots}
@@ -115,7 +115,7 @@ def hard_operands(kind: str, rng: random.Random) -> tuple[int, int]:
         rng.shuffle(pair)
         return pair[0], pair[1]
     if kind == "sub":
-        if rng.random() < 0.3:  # below zero
+        if rng.random() < 0.2:  # below zero
             a = rng.randint(0, 19)
             return a, rng.randint(a + 1, 20)
         a = rng.randint(21, top)
