@@ -46,8 +46,8 @@ def load(folder: Path, **kernels: object) -> Llama:
     return model
 
 
-def device_runner(folder: Path) -> DeviceRunner:
-    model = load(folder, attention="triton")  # the other functions in torch: interpreting takes its time
+def device_runner(folder: Path, attention: str = "triton") -> DeviceRunner:
+    model = load(folder, attention=attention)  # the other functions in torch: interpreting takes its time
     state = SamplingState.empty(SLOTS, model.config.vocab_size, range(VOCAB, model.config.vocab_size), CPU)
     return DeviceRunner(
         model, state, num_blocks=BLOCKS, block_size=BLOCK_SIZE, max_num_seqs=SLOTS, max_model_len=LENGTH
@@ -135,6 +135,11 @@ def test_greedy_tokens_and_logprobs_are_those_of_the_plain_runner(folder: Path, 
             for left, right in zip(mine.logprobs or (), theirs.logprobs or (), strict=True):
                 assert (left.rank, left.top_ids) == (right.rank, right.top_ids)
                 assert left.logprob == pytest.approx(right.logprob, abs=1e-4)
+
+
+def test_an_attention_that_cannot_be_recorded_is_given_exact_lengths(folder: Path) -> None:
+    expected = Engine(host_runner(folder), ahead=0).answer(prompts())
+    assert Engine(device_runner(folder, "reference"), ahead=1).answer(prompts()) == expected
 
 
 def test_choices_preemptions_and_a_scored_prompt_bring_what_the_plain_runner_brings(folder: Path) -> None:

@@ -192,11 +192,15 @@ class DeviceRunner:
         inputs[1, : len(rows)] = [row.start for row in rows]
         if self._graphs is not None and size is not None:
             return self._graphs.replay(self._pinned(inputs), size)[: len(rows)]
-        return self._decode(*self._upload(inputs))
+        return self._decode(*self._upload(inputs), contexts=[row.start + 1 for row in rows])
 
-    def _decode(self, slots: Tensor, positions: Tensor) -> Tensor:
-        """One token of each slot: slots and positions [P] int32, -1 for padding -> logits [P, vocab_size] float32."""
+    def _decode(self, slots: Tensor, positions: Tensor, contexts: list[int] | None = None) -> Tensor:
+        """One token of each slot: slots and positions [P] int32, -1 for padding -> logits [P, vocab_size] float32.
+
+        `contexts` are the lengths on the host, where they are known: a recording is replayed at any length.
+        """
         count = slots.shape[0]
+        lengths = contexts or [self.max_model_len] * count
         slot, position = slots.long().clamp_min(0), positions.long().clamp_min(0)
         table = self.tables.index_select(0, slot)
         block = table.gather(1, (position // self.block_size)[:, None]).squeeze(1).long()
@@ -208,9 +212,9 @@ class DeviceRunner:
             block_table=table,
             slot_mapping=torch.where(positions < 0, PADDING, place),
             query_lens=[1] * count,
-            context_lens=[self.max_model_len] * count,  # a bound: a graph is replayed at any length
+            context_lens=lengths,
             max_query=1,
-            max_context=self.max_model_len,
+            max_context=max(lengths),
             plans={WORKSPACE: self.workspace},
         )
         hidden = self.model.forward(self.state.last_token[slot], position, self.key_value, metadata)
