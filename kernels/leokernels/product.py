@@ -35,6 +35,7 @@ class Product:
     name: str
     reason: str
     multiply: Multiply
+    kinds_of_rows: tuple[int, ...] = ()  # numbers of rows that have kernels of their own, beside the largest number
 
 
 def torch_linear(x: Tensor, weight: Tensor, /) -> Tensor:
@@ -56,7 +57,8 @@ def choose_product(place: Place) -> Product:
     if obstacle is not None:
         raise UnsupportedProduct(f"no matrix product fits {place}: Triton's is needed, and {obstacle}")
     reason = "deterministic: a row has the same bits whatever runs beside it, which the device's library does not give"
-    return Product("triton", reason, importlib.import_module("leokernels.triton.matmul").linear)
+    found = importlib.import_module("leokernels.triton.matmul")
+    return Product("triton", reason, found.linear, found.KINDS_OF_ROWS)
 
 
 def _obstacle(place: Place) -> str | None:

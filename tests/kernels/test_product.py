@@ -39,6 +39,7 @@ def test_a_deterministic_gpu_takes_tritons_with_the_reason() -> None:
     product = choose_product(DETERMINISTIC)
     assert (product.name, product.multiply) == ("triton", linear)
     assert "the same bits" in product.reason
+    assert product.kinds_of_rows
 
 
 @pytest.mark.parametrize(

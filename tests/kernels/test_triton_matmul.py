@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -109,3 +111,35 @@ def test_narrow_weights_are_split_until_one_row_keeps_a_gpu_busy() -> None:
     assert tiles.product_parts(tile, 4096, 11008) == 4
     assert tiles.product_parts(tile, 12288, 4096) == 1
     assert tiles.product_parts(tile, 128, 1024) == 1, "too short to be split"
+
+
+class Launches:
+    """Stands in for a kernel and keeps the constants that it is launched with."""
+
+    def __init__(self) -> None:
+        self.constants: set[tuple[object, ...]] = set()
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *tensors, **constants: self.constants.add(tuple(sorted(constants.items())))
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0)], ids=str)
+@pytest.mark.parametrize(("columns", "depth"), [(12288, 4096), (4096, 11008), (8192, 8192), (100, 2060)])
+def test_nothing_is_left_to_be_compiled_after_the_kinds_of_rows_and_the_most_rows(
+    monkeypatch: pytest.MonkeyPatch, columns: int, depth: int, capability: tuple[int, int]
+) -> None:
+    def launched(numbers: tuple[int, ...]) -> list[set[tuple[object, ...]]]:
+        kernels = Launches(), Launches()
+        monkeypatch.setattr(matmul, "linear_kernel", kernels[0])
+        monkeypatch.setattr(matmul, "add_parts_kernel", kernels[1])
+        weight = torch.empty(columns, depth, device="meta")
+        for rows in numbers:
+            matmul.linear(torch.empty(rows, depth, device="meta"), weight)
+        return [kernel.constants for kernel in kernels]
+
+    monkeypatch.setattr(tiles, "capability", lambda device: capability)
+    for most in (4, 64, 100, 400, 8192):
+        every = (1, 2, 63, 64, 65, 100, 128, 129, 256, 300, 383, 385, 512, 3000, most)
+        compiled = launched((*matmul.KINDS_OF_ROWS, most))
+        for found, known in zip(launched(tuple(rows for rows in every if rows <= most)), compiled, strict=True):
+            assert found <= known

@@ -199,7 +199,11 @@ def test_every_linear_layer_and_the_head_take_the_product_they_are_given(tmp_pat
         layer.weight for each in paged.model.layers for layer in (each.qkv, each.output, each.gate_up, each.down)
     ]
     expected.append(paged.model.head.weight)
-    assert [weight.data_ptr() for weight in used] == [weight.data_ptr() for weight in expected if weight is not None]
+    pointers = [weight.data_ptr() for weight in expected if weight is not None]
+    assert [weight.data_ptr() for weight in used] == pointers
+    used.clear()
+    paged.model.try_products((1, 65))
+    assert {weight.shape for weight in used} == {weight.shape for weight in expected if weight is not None}
 
 
 def test_weights_can_be_packed_only_once_they_are_loaded(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ from torch import Tensor
 from leokernels.triton import tiles
 from leokernels.triton.jit import jit, kernel, launch_options
 
+# A weight's kernels are compiled once it met each of these numbers of rows, and as many as will ever come.
+KINDS_OF_ROWS = (1, tiles.FEW_ROWS + 1)
+
 
 @kernel(varying=("rows",))
 def linear_kernel(

@@ -21,6 +21,7 @@ COMBINE_CHUNKS = 16  # partial results that decode_combine takes at a time
 COMBINE_WARPS = 4
 FEW_PROGRAMS = 96  # of a matrix product: fewer leave much of a GPU idle, which has about 100 to 150 multiprocessors
 STEPS_A_PART = 16  # of a tile's depth in a part of a sum, at least: each part has to fill the pipeline of loads anew
+FEW_ROWS = 64  # of a matrix product, up to which its tiles have no more
 PRODUCT_BAND = 8  # tiles of rows that go through the weights together
 ADDED_ELEMENTS = 1024  # of a product that one program adds the parts of
 INTERPRETER = (0, 0)  # the capability of Triton's interpreter
@@ -108,8 +109,8 @@ def product(capability: tuple[int, int], rows: int) -> ProductTile:
             few, many = 4, 4
         case _:
             few, many = 3, 4
-    if rows <= 64:
-        return ProductTile(rows=64, columns=128, depth=64, warps=4, stages=few)
+    if rows <= FEW_ROWS:
+        return ProductTile(rows=FEW_ROWS, columns=128, depth=64, warps=4, stages=few)
     return ProductTile(rows=128, columns=128, depth=64, warps=8, stages=many)
 
 

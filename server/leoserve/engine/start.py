@@ -76,6 +76,7 @@ def _start(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) 
         kv_dtype=kv_dtype,
     )
     num_bytes = _load(model, folder, model_config, config.progress)
+    model.try_products(product.kinds_of_rows)
     limits = _limits(config, place, max_model_len, block_size)
     runner, plan = _start_runner(config, model, limits, capturable=attention.capturable)
     ahead = 1 if model.fused.name == "triton" and config.async_scheduling else 0

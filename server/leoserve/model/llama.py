@@ -91,6 +91,13 @@ class Llama:
                 linear.prepare()
         self.head.prepare()
 
+    def try_products(self, kinds_of_rows: Sequence[int]) -> None:
+        """Multiply each kind of weight by so many rows: its kernels are compiled now, and not while serving."""
+        layer = self.layers[0]
+        for linear in (layer.qkv, layer.output, layer.gate_up, layer.down, self.head):
+            for rows in kinds_of_rows:
+                linear(torch.zeros(rows, linear.shape[1], dtype=self.dtype, device=self.device))
+
     def destinations(self) -> dict[str, Tensor]:
         """Where each tensor of a checkpoint goes, by its published name: whole tensors or slices of the fused ones."""
         config = self.config
