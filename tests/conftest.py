@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 120.0  # far above what a start takes, for a machine that does much else
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores
+if not Path("/dev/nvidiactl").exists():
+    # Without a GPU its kernels are interpreted. Triton looks when a kernel is defined, so before any test is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def clean_environment(**variables: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ LOAD = gpu.Load(max_num_seqs=4, max_tokens=50, max_model_len=32, block_size=16, 
 def test_the_largest_step_has_all_tokens_and_all_rows_sampling_with_everything() -> None:
     step = gpu.largest_step(LOAD)
     assert step.num_tokens == LOAD.max_tokens
-    assert [row.count for row in step.rows] == [1, 1, 17, 31]
+    assert [row.count for row in step.rows] == [1, 1, 31, 17]
     assert [row.decodes for row in step.rows] == [True, True, False, False]
     assert all(row.samples and row.admitted and row.admitted.params.logprobs == gpu.MOST_LOGPROBS for row in step.rows)
     few = gpu.Load(max_num_seqs=4, max_tokens=4, max_model_len=32, block_size=16, graphs=True)
@@ -145,7 +145,9 @@ def test_a_gpu_start_serves_with_what_was_asked_for(
     loop, ready = start_engine(EngineConfig(model=str(folder), **(settings | options)), sent.append)
     assert (loop.ahead, bool(recordings)) == (ahead, bool(recorded))
     assert ready.attention == "triton"
-    request = Request("r", [5, 6, 7], SamplingParams(max_tokens=3, temperature=0.0), arrival=0.0)
+    request = Request(
+        request_id="r", prompt=[5, 6, 7], params=SamplingParams(max_tokens=3, temperature=0.0), arrival=0.0
+    )
     assert loop.scheduler.admission.admit(request) is None
     loop.submit(request)
     loop.receive()
