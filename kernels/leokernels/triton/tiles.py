@@ -57,7 +57,8 @@ def architecture(capability: tuple[int, int]) -> str:
 def prefill(capability: tuple[int, int], head_dim: int, sharing: int, cached_bytes: int, windowed: bool) -> Tile:
     """paged_prefill's tile, for `sharing` heads on a KV head and elements of `cached_bytes` in the cache.
 
-    On sm_80, larger ones than these spill: keys of 8 bits are converted in registers, and a window has a loop more.
+    Larger ones than these spill: on sm_80 keys of 8 bits are converted in registers, and a window has a loop more; on
+    sm_100 a warp has fewer registers to itself where heads of 64 share a KV head.
     """
     match architecture(capability), head_dim, cached_bytes, windowed:
         case "interpreter", _, _, _:
@@ -65,6 +66,8 @@ def prefill(capability: tuple[int, int], head_dim: int, sharing: int, cached_byt
         case ("sm_80", 128, 1, _) | ("sm_89", _, _, _):
             return Tile(rows=64, keys=32, warps=4, stages=2)
         case "sm_80", 128, _, True:
+            return Tile(rows=128, keys=32, warps=8, stages=2)
+        case "sm_100", 64, _, _ if sharing > 1:
             return Tile(rows=128, keys=32, warps=8, stages=2)
         case _:
             return Tile(rows=128, keys=64, warps=8, stages=2)
@@ -75,6 +78,8 @@ def decode(capability: tuple[int, int], head_dim: int, sharing: int, cached_byte
     rows = 1 if sharing == 1 else max(16, 1 << (sharing - 1).bit_length())  # no tensor core multiplies fewer than 16
     if architecture(capability) == "interpreter":
         return Tile(rows, keys=32, warps=4, stages=1)
+    if architecture(capability) == "sm_100" and head_dim == 64 and sharing == 1:
+        return Tile(rows, keys=128, warps=4, stages=2)  # of 64 keys it spills
     return Tile(rows, keys=64, warps=4, stages=2)
 
 
