@@ -168,7 +168,7 @@ def write_weights(
         return
     names = list(weights)
     size = -(-len(names) // shards)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"{stem}-{shard + 1:05d}-of-{shards:05d}{suffix}"
         part = {name: weights[name] for name in names[shard * size : (shard + 1) * size]}

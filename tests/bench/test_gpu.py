@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from gpustages import attention, checks
 from gpustages.command import Outcome, _read, run_stages
 from gpustages.place import Place

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from gpustages.checks import all_checks, compare, rows_that_differ
 from gpustages.paged import Heads, written
 from gpustages.place import Place
-
 from tests.kernels.paging import CASES, Case
 
 HALF = (torch.bfloat16, torch.float16)

@@ -123,9 +123,11 @@ class EngineLoop:
         except Exception:
             log.exception("a step of %d rows failed; computing them one by one", len(step.rows))
         parts: list[LaunchedStep] = []
+        copies = step.copies  # for the first row that can be launched: the others find the blocks copied
         for row in step.rows:
             try:
-                parts.append(self.runner.launch(Step([row], step.copies)))  # copied again, blocks hold the same
+                parts.append(self.runner.launch(Step([row], copies)))
+                copies = []
             except Unrecoverable:
                 raise
             except Exception as error:

@@ -192,7 +192,8 @@ class DeviceRunner:
         inputs[1, : len(rows)] = [row.start for row in rows]
         if self._graphs is not None and size is not None:
             return self._graphs.replay(self._pinned(inputs), size)[: len(rows)]
-        return self._decode(*self._upload(inputs), contexts=[row.start + 1 for row in rows])
+        slots, positions = self._upload(inputs)
+        return self._decode(slots, positions, [row.start + 1 for row in rows])
 
     def _decode(self, slots: Tensor, positions: Tensor, contexts: list[int] | None = None) -> Tensor:
         """One token of each slot: slots and positions [P] int32, -1 for padding -> logits [P, vocab_size] float32.
