@@ -337,6 +337,19 @@ def test_nothing_is_computed_twice_without_a_preemption():
     assert len(positions) == len(set(positions)) == 4 * (13 + 5)
 
 
+def test_ahead_what_is_certain_to_end_is_not_planned_again_and_a_late_stop_costs_one_token():
+    def computed(**options):
+        driver = Driver(make_scheduler(num_blocks=64, max_model_len=12), ahead=1)
+        driver.submit("r", [1, 2, 3], **options)
+        driver.run()
+        return sum(length for _, _, length in driver.oracle.computed), driver.sent["r", 0]
+
+    assert computed(max_tokens=4) == (3 + 3, expected_answer([1, 2, 3], 4))
+    assert computed(max_tokens=9) == (3 + 8, expected_answer([1, 2, 3], 9))  # as long as a sequence may be
+    stop = expected_answer([1, 2, 3], 3)[2]
+    assert computed(max_tokens=8, stop=(stop,)) == (3 + 3, expected_answer([1, 2, 3], 8, (stop,)))
+
+
 def test_what_can_never_fit_is_refused_at_once():
     driver = Driver(make_scheduler(num_blocks=4, block_size=4, max_model_len=100))
     driver.submit("big", range(10), max_tokens=7)
