@@ -162,6 +162,7 @@ TABLE = (
         name="reference",
         function=reference.attention,
         reason="plain torch, slow; nothing faster fits here",
+        invariant=False,
         eight_bit=dict.fromkeys(EIGHT_BIT),
     ),
 )

@@ -273,7 +273,7 @@ class Settings(BaseSettings):
         "Give a request the same tokens and log-probabilities, bit by bit, whatever runs beside it. On a GPU it "
         "needs Triton and costs speed; elsewhere it costs only that generated tokens are not shared as prompt "
         "beginnings. Turn it off to share them.",
-        unset="on a CPU yes, on a GPU no",
+        unset="with the cpu attention yes, else no",
     )
     async_scheduling: bool = option(
         True,

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from leoserve.engine.request import TokenOutput
+from leoserve.engine.request import Request, SamplingParams, TokenOutput
 from leoserve.engine.sequence import Sequence
+from leoserve.model.step import Row, RowResult
 from tests.checkpoints import write_checkpoint
 from tests.engine.test_greedy import Engine
 
@@ -95,6 +96,29 @@ def test_after_preemptions(folder: Path, alone: bytes) -> None:
     tight.answer([*others(3), PROMPT], **SAMPLING)
     assert any(name == "r3" and generated > 0 for name, generated in preempted)
     assert said(tight.sent["r3", 0]) == alone
+
+
+def test_after_a_preemption_another_request_had_the_answer_as_its_prompt(folder: Path, alone: bytes) -> None:
+    """Then the cache has the answer's blocks as a prompt's, and they must not stand in for its own."""
+    engine_ = engine(folder)
+    scheduler = engine_.loop.scheduler
+    advance, done = scheduler._advance, list[int]()
+
+    def preempt_once(sequence: Sequence, row: Row, result: RowResult) -> TokenOutput | None:
+        output = advance(sequence, row, result)
+        if sequence.request.request_id == "r0" and sequence.num_generated == 37 and not done:
+            done.append(scheduler.stats.preemptions)
+            tokens = list(sequence.tokens)
+            scheduler._preempt(sequence)
+            other = Request(request_id="other", prompt=tokens, params=SamplingParams(max_tokens=1), arrival=-1.0)
+            assert scheduler.admission.admit(other) is None
+            scheduler.add(other)
+        return output
+
+    scheduler._advance = preempt_once  # type: ignore[method-assign]
+    engine_.answer([PROMPT], **SAMPLING)
+    assert done
+    assert said(engine_.sent["r0", 0]) == alone
 
 
 def test_choices_of_one_request_and_a_lone_one(folder: Path, alone: bytes) -> None:

@@ -77,7 +77,7 @@ def test_the_reserve_is_what_the_largest_step_and_the_graphs_took_over_one_block
         recorder=lambda: None,  # type: ignore[arg-type, return-value]
     )
     assert reserve == 320
-    assert log == ["cache of 1", "step of 50", "step of 4", "graphs"]
+    assert log == ["cache of 1", "graphs", "step of 50", "step of 31", "step of 4"]
     assert meter.let_goes == 2  # before, and when all of it has gone
 
 
@@ -89,7 +89,7 @@ def test_before_it_serves_a_runner_has_computed_the_largest_step_beside_its_cach
         LOAD,
         recorder=lambda: None,  # type: ignore[arg-type, return-value]
     )
-    assert log == ["cache of 77", "step of 50", "step of 4", "graphs"]
+    assert log == ["cache of 77", "graphs", "step of 50", "step of 31", "step of 4"]
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The GPU's runner at the start: what its steps need beside the cache is measured, then the cache takes the rest.
 
-The largest step that can come is computed, and the decode graphs are recorded, over a cache of a single block. Both are
+The decode graphs are recorded, and the largest step that can come is computed, over a cache of a single block. Both are
 let go, the cache is sized by what they took, and both are done again for good. So a start that succeeds has already
 held everything that serving will ever need at once.
 """
@@ -88,24 +88,24 @@ def measure_reserve(make: RunnerFactory, load: Load, *, meter: Meter, recorder: 
     meter.let_go()
     before = meter.taken()
     runner = make(1)
-    work_in(runner, load)
-    step = meter.taken() - before
     if load.graphs:
-        runner.record(recorder())
+        runner.record(recorder())  # first: recording gives back what torch keeps for later use
+    graphs = meter.taken() - before
+    work_in(runner, load)
     both = meter.taken() - before
     del runner
     meter.let_go()
-    log.info("the largest step needs %.2f GB, decode graphs %.2f GB", step / 1e9, (both - step) / 1e9)
+    log.info("decode graphs need %.2f GB, the largest step %.2f GB", graphs / 1e9, (both - graphs) / 1e9)
     return both
 
 
 def start_runner(make: RunnerFactory, num_blocks: int, load: Load, *, recorder: Callable[[], Recorder]) -> DeviceRunner:
-    """The runner that serves: it has computed the largest step once, and recorded its graphs."""
+    """The runner that serves: it has recorded its graphs, and computed the largest step beside them and its cache."""
     runner = make(num_blocks)
-    work_in(runner, load)
     if load.graphs:
         graphs = runner.record(recorder())
         log.info("decode graphs: %d sizes up to %d rows", len(graphs.sizes), graphs.sizes[-1])
+    work_in(runner, load)
     return runner
 
 
@@ -114,8 +114,10 @@ def cuda_recorder() -> Recorder:
 
 
 def work_in(runner: DeviceRunner, load: Load) -> None:
-    """Compute the largest step, and one of decode rows alone: kernels are compiled, and memory has been at its peak."""
+    """Compute the largest step, a prompt, and decode rows alone: kernels are compiled, memory has been at its peak."""
     runner.launch(largest_step(load)).results()
+    prompt = [0] * max(1, min(load.max_tokens, load.max_model_len - 1))
+    runner.launch(Step([Row(0, 0, prompt, first_new_block=0, new_blocks=[], samples=True)])).results()
     rows = [
         Row(slot, 0, None, first_new_block=0, new_blocks=[], samples=True, decodes=True)
         for slot in range(load.max_num_seqs)

@@ -284,7 +284,10 @@ class Scheduler:
             return donor.blocks[:full], donor.blocks[full] if rest else None
         if not self.limits.prefix_caching or sequence.request.params.prompt_logprobs is not None:
             return [], None
-        full = (len(sequence.tokens) - 1) // size
+        known = len(sequence.tokens) - 1
+        if self.limits.deterministic:  # its answer was computed token by token, another's prompt that has it was not
+            known = min(known, sequence.num_prompt)
+        full = known // size
         return self.pool.find(sequence.hashes(size, full)), None
 
     def _enter_running(self, sequence: Sequence) -> None:

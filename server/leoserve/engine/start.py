@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -57,12 +58,18 @@ def _start(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) 
     threads = choose_threads(config.threads, device)
     max_model_len = choose_length(config.max_model_len, model_config)
     kv_dtype = KV_DTYPES[config.kv_dtype]
-    deterministic = device.type == "cpu" if config.deterministic is None else config.deterministic
     place = leokernels.Place(
-        device, dtype, model_config.head_dim, config.block_size, kv_dtype, deterministic=deterministic
+        device,
+        dtype,
+        model_config.head_dim,
+        config.block_size,
+        kv_dtype,
+        deterministic=bool(config.deterministic),
     )
     log.info("device %s, %d threads; %s (%s)", device, threads, _name(dtype), dtype_reason)
     attention, fused = choose_kernels(place, config.attention)
+    if config.deterministic is None:  # where it costs next to nothing
+        place = replace(place, deterministic=attention.name == "cpu")
     product = choose_product(place, fused)
     block_size = attention.block_size
     require_weights_fit(model_config, dtype, device)
@@ -116,6 +123,8 @@ def _start_runner(
 ) -> tuple[StepRunner, CachePlan]:
     """The runner for this device, warmed up, and the size of its cache."""
     token_ranges = config.token_ranges or [(0, model.config.vocab_size)]
+    if model.device.type == "cuda" and model.fused.name != "triton":
+        log.warning("steps are neither overlapped nor recorded as CUDA graphs: both need Triton's kernels")
     if model.fused.name == "triton":
         return _start_gpu_runner(config, model, limits, token_ranges, capturable=capturable)
     plan = _plan(config, model, limits)

@@ -13,6 +13,7 @@ from leokernels.product import Multiply, torch_linear
 # Rows of the smallest product whose rows have the same bits as those of a larger one, measured: packed from 2, torch's
 # own from 4. A step of fewer tokens is padded to it, so that an answer does not depend on what runs beside it.
 MIN_ROWS_PACKED = 2
+PACKED_FLOAT32 = (2, 12)  # before it, some shapes' packed float32 products have other bits from 16 rows on
 MIN_ROWS = 4
 
 
@@ -57,7 +58,11 @@ def can_pack(weight: Tensor) -> bool:
         return False
     if weight.dtype is torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype is torch.float32
+    return weight.dtype is torch.float32 and _torch_version() >= PACKED_FLOAT32
+
+
+def _torch_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 def _mkldnn_built() -> bool:
