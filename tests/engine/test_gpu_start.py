@@ -138,7 +138,7 @@ def test_a_gpu_start_serves_with_what_was_asked_for(
 
     monkeypatch.setattr("leoserve.engine.start.choose_kernels", lambda place, asked: (choice, named_triton))
     monkeypatch.setattr(gpu, "CudaMeter", FakeMeter)
-    monkeypatch.setattr(gpu, "cuda_recorder", recorder)
+    monkeypatch.setattr("leoserve.engine.start.CudaRecorder", recorder)
     sent: list[Any] = []
     settings = {"max_num_seqs": 2, "max_num_batched_tokens": 20, "max_model_len": 48, "num_kv_blocks": 8, "threads": 1}
     settings |= {"dtype": "float32", "device": "cpu", "deterministic": False, "token_ranges": [(0, 300)]}

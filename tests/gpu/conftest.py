@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 
 MISSING = None if torch.cuda.is_available() else "no GPU: torch.cuda.is_available() is false"
-if MISSING:
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # for the tests of other folders in this process
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Without a GPU, Triton's kernels run in its interpreter; it has to be told before anything imports it."""
+"""Beside a GPU, what is to be interpreted is skipped; the root's conftest says where kernels are interpreted."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 INTERPRETED = "TRITON_INTERPRET"
-if not torch.cuda.is_available():
-    os.environ[INTERPRETED] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from leokernels.triton.state import SamplingState
 from leoserve.model.device import DeviceRunner
-from leoserve.model.graphs import CudaRecorder, Recorder
+from leoserve.model.graphs import Recorder
 from leoserve.model.llama import Llama
 from leoserve.model.step import Admitted, Row, SamplingParams, Step
 
@@ -107,10 +107,6 @@ def start_runner(make: RunnerFactory, num_blocks: int, load: Load, *, recorder: 
         log.info("decode graphs: %d sizes up to %d rows", len(graphs.sizes), graphs.sizes[-1])
     work_in(runner, load)
     return runner
-
-
-def cuda_recorder() -> Recorder:
-    return CudaRecorder()
 
 
 def work_in(runner: DeviceRunner, load: Load) -> None:

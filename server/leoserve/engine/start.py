@@ -21,6 +21,7 @@ from leoserve.engine.loop import EngineLoop, StepRunner
 from leoserve.engine.request import Ready, Refused, StepOutputs
 from leoserve.engine.scheduler import Scheduler, SchedulerLimits
 from leoserve.model.config import ModelConfig, UnsupportedModel
+from leoserve.model.graphs import CudaRecorder
 from leoserve.model.llama import Llama
 from leoserve.model.memory import CachePlan, TooLittleMemory, block_bytes, plan_cache, require_weights_fit, weight_bytes
 from leoserve.model.runner import Runner
@@ -170,9 +171,9 @@ def _start_gpu_runner(
         log.info("decode steps are launched kernel by kernel (%s)", why)
     log.info("compiling kernels and measuring the largest step")
     make = gpu.runner_factory(model, token_ranges, load)
-    reserve = gpu.measure_reserve(make, load, meter=gpu.CudaMeter(), recorder=gpu.cuda_recorder)
+    reserve = gpu.measure_reserve(make, load, meter=gpu.CudaMeter(), recorder=CudaRecorder)
     plan = _plan(config, model, limits, reserve)
-    return gpu.start_runner(make, plan.num_blocks, load, recorder=gpu.cuda_recorder), plan
+    return gpu.start_runner(make, plan.num_blocks, load, recorder=CudaRecorder), plan
 
 
 def _plan(config: EngineConfig, model: Llama, limits: SchedulerLimits, reserve: int = 0) -> CachePlan:
