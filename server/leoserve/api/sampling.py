@@ -10,7 +10,7 @@ import msgspec
 from leoserve.api.context import ServerContext
 from leoserve.api.errors import ApiError, bad_request, shorten
 from leoserve.api.protocol.base import SamplingFields
-from leoserve.engine.request import Request, SamplingParams
+from leoserve.engine.request import Grammar, Request, SamplingParams
 from leoserve.text.tokenizer import Tokenizer
 
 MAX_LOGPROBS_TOLD = 4_000_000  # by one request; each takes about a hundred bytes until the answer is sent
@@ -26,6 +26,7 @@ def sampling_params(
     choices: int,
     logprobs: int | None,
     prompt_logprobs: int | None,
+    grammar: Grammar | None = None,
 ) -> SamplingParams:
     """The parameters of one prompt's `choices` answers of at most `max_tokens` tokens. Raises ApiError.
 
@@ -56,6 +57,7 @@ def sampling_params(
         stop_token_ids=tuple(sorted(ends)),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        grammar=grammar,
     )
 
 

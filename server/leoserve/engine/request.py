@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from leoserve.model.step import ErrorKind, SamplingParams, TokenLogprobs
+from leoserve.model.step import ErrorKind, Grammar, SamplingParams, TokenLogprobs
 
 __all__ = [
     "Abort",
@@ -19,6 +19,7 @@ __all__ = [
     "Failed",
     "FinishReason",
     "FromEngine",
+    "Grammar",
     "Ready",
     "Refused",
     "Request",

@@ -8,6 +8,18 @@ from typing import Literal
 import msgspec
 
 ErrorKind = Literal["invalid", "internal"]
+GrammarKind = Literal["json_schema", "regex", "lark"]
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """What an answer must be: JSON that a schema describes, a match of a regular expression, a text of a grammar.
+
+    `param` is the field of the request that asks for it, for errors.
+    """
+
+    kind: GrammarKind
+    source: str  # a JSON schema, a regular expression, or a grammar in llguidance's dialect of Lark
+    param: str
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -34,6 +46,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop_token_ids: tuple[int, ...] = ()  # ends of turn and of text are among them unless the client ignores them
     logprobs: int | None = None  # None: none; k: the chosen token's and the k most likely ones'
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True, gc=False):
