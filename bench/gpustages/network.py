@@ -21,11 +21,10 @@ from gpustages.shapes import Shape
 from leokernels.fused import triton_functions
 from leoserve.engine.admission import Admission
 from leoserve.engine.cache import BlockPool
-from leoserve.engine.gpu import Load, runner_factory
 from leoserve.engine.loop import EngineLoop
 from leoserve.engine.request import Refused, Request, SamplingParams, StepOutputs
 from leoserve.engine.scheduler import Scheduler, SchedulerLimits
-from leoserve.model.device import DeviceRunner
+from leoserve.model.device import DeviceRunner, device_runners
 from leoserve.model.graphs import CudaRecorder, Recorder
 from leoserve.model.llama import Llama
 
@@ -80,14 +79,14 @@ class Sizes:
 
 def new_runner(place: Place, model: Llama, sizes: Sizes) -> DeviceRunner:
     """With a cache of random numbers."""
-    load = Load(
-        max_num_seqs=sizes.slots,
-        max_tokens=sizes.tokens,
-        max_model_len=sizes.length,
+    make = device_runners(
+        model,
+        [(0, model.config.vocab_size - 2)],
         block_size=sizes.block_size,
-        graphs=True,
+        max_num_seqs=sizes.slots,
+        max_model_len=sizes.length,
     )
-    runner = runner_factory(model, [(0, model.config.vocab_size - 2)], load)(sizes.blocks)
+    runner = make(sizes.blocks)
     for cache in runner.key_value:
         fill(cache)
     return runner

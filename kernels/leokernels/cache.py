@@ -18,21 +18,42 @@ def write_kv(key: Tensor, value: Tensor, cache: KVCache, slot_mapping: Tensor) -
 
     A slot of -1 is padding: nothing is written.
     """
-    if slot_mapping.device.type != "cpu" or int(slot_mapping.min()) < 0:
+    if slot_mapping.device.type != "cpu":
+        write_unread(key, value, cache, slot_mapping)
+        return
+    if int(slot_mapping.min()) < 0:
         kept = slot_mapping >= 0
         key, value, slot_mapping = key[kept], value[kept], slot_mapping[kept]
+    _write(key, value, cache, slot_mapping, None)
+
+
+def write_unread(key: Tensor, value: Tensor, cache: KVCache, slot_mapping: Tensor) -> None:
+    """As `write_kv`, without reading a value back: the host of a GPU does not wait, and a CUDA graph can record it.
+
+    Which rows are padding is known to the device alone, so they cannot be left out. They repeat the first row that is
+    none: written twice, it is still the same.
+    """
+    padding = slot_mapping < 0
+    first = (~padding).int().argmax()
+    rows = torch.where(padding, first, torch.arange(len(slot_mapping), device=slot_mapping.device))
+    _write(key[rows], value[rows], cache, slot_mapping[rows].clamp_min(0), padding.all())
+
+
+def _write(key: Tensor, value: Tensor, cache: KVCache, slots: Tensor, keeps: Tensor | None) -> None:
+    """`keeps`, a scalar: True leaves everything as it is."""
     block_size = cache.keys.shape[1]
-    block = slot_mapping // block_size
-    offset = slot_mapping % block_size
-    _put(key, cache.keys, cache.key_scales, block, offset)
-    _put(value, cache.values, cache.value_scales, block, offset)
+    place = slots // block_size, slots % block_size
+    for x, pages, scales in ((key, cache.keys, cache.key_scales), (value, cache.values, cache.value_scales)):
+        if scales is None:
+            _put(pages, place, x.to(pages.dtype), keeps)
+        else:
+            stored, scale = quantize(x, pages.dtype)
+            _put(scales, place, scale, keeps)
+            _put(pages.view(torch.uint8), place, stored.view(torch.uint8), keeps)  # few operations know float8
 
 
-def _put(x: Tensor, pages: Tensor, scales: Tensor | None, block: Tensor, offset: Tensor) -> None:
-    if scales is None:
-        pages[block, offset] = x.to(pages.dtype)
-    else:
-        pages[block, offset], scales[block, offset] = quantize(x, pages.dtype)
+def _put(pages: Tensor, place: tuple[Tensor, Tensor], x: Tensor, keeps: Tensor | None) -> None:
+    pages[place] = x if keeps is None else torch.where(keeps, pages[place], x)
 
 
 def quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -10,16 +10,20 @@ import torch
 
 import leokernels
 from leokernels.fused import TORCH
-from leoserve.engine import gpu
+from leoserve.engine import gpu, start
 from leoserve.engine.config import EngineConfig
 from leoserve.engine.request import Request, SamplingParams, StepOutputs
+from leoserve.engine.scheduler import SchedulerLimits
 from leoserve.engine.start import start_engine
 from leoserve.model import memory
 from leoserve.model.config import ModelConfig
+from leoserve.model.llama import Llama
 from leoserve.model.memory import GIB, TooLittleMemory, plan_cache
+from leoserve.model.runner import Runner
+from leoserve.model.weights import load_weights
 from tests.checkpoints import write_checkpoint
 
-LOAD = gpu.Load(max_num_seqs=4, max_tokens=50, max_model_len=32, block_size=16, graphs=True)
+LOAD = gpu.Load(max_num_seqs=4, max_tokens=50, max_model_len=32, block_size=16)
 
 
 def test_the_largest_step_has_all_tokens_and_all_rows_sampling_with_everything() -> None:
@@ -28,7 +32,7 @@ def test_the_largest_step_has_all_tokens_and_all_rows_sampling_with_everything()
     assert [row.count for row in step.rows] == [1, 1, 31, 17]
     assert [row.decodes for row in step.rows] == [True, True, False, False]
     assert all(row.samples and row.admitted and row.admitted.params.logprobs == gpu.MOST_LOGPROBS for row in step.rows)
-    few = gpu.Load(max_num_seqs=4, max_tokens=4, max_model_len=32, block_size=16, graphs=True)
+    few = gpu.Load(max_num_seqs=4, max_tokens=4, max_model_len=32, block_size=16)
     assert [row.count for row in gpu.largest_step(few).rows] == [1, 1, 1, 1]
 
 
@@ -44,20 +48,12 @@ class FakeRunner:
     def results(self) -> list[Any]:
         return []
 
-    def record(self, recorder: object) -> Any:
-        self.log.append("graphs")
-
-        class Graphs:
-            sizes = (1, 2)
-
-        return Graphs
-
 
 class FakeMeter:
-    """What is taken grows with every look, and is given back on request."""
+    """What is taken: before, with the graphs, with the largest step, and what stays."""
 
     def __init__(self) -> None:
-        self.looks = iter([100, 350, 420])
+        self.looks = iter([100, 350, 420, 130])
         self.let_goes = 0
 
     def taken(self) -> int:
@@ -67,29 +63,41 @@ class FakeMeter:
         self.let_goes += 1
 
 
-def test_the_reserve_is_what_the_largest_step_and_the_graphs_took_over_one_block() -> None:
+def fake_runners(log: list[str]) -> gpu.RunnerFactory[FakeRunner]:
+    return gpu.RunnerFactory(lambda blocks: FakeRunner(log, blocks), lambda runner: log.append("graphs"))
+
+
+ALL_STEPS = ["graphs", "step of 50", "step of 31", "step of 4"]
+
+
+def test_the_reserve_is_what_the_largest_step_and_the_graphs_took_over_one_block_and_gave_back() -> None:
     log: list[str] = []
     meter = FakeMeter()
-    reserve = gpu.measure_reserve(
-        lambda blocks: FakeRunner(log, blocks),  # type: ignore[arg-type, return-value]
-        LOAD,
-        meter=meter,
-        recorder=lambda: None,  # type: ignore[arg-type, return-value]
-    )
-    assert reserve == 320
-    assert log == ["cache of 1", "graphs", "step of 50", "step of 31", "step of 4"]
+    assert gpu.measure_reserve(fake_runners(log), LOAD, meter) == 290
+    assert log == ["cache of 1", *ALL_STEPS]
     assert meter.let_goes == 2  # before, and when all of it has gone
 
 
 def test_before_it_serves_a_runner_has_computed_the_largest_step_beside_its_cache() -> None:
     log: list[str] = []
-    gpu.start_runner(
-        lambda blocks: FakeRunner(log, blocks),  # type: ignore[arg-type, return-value]
-        77,
-        LOAD,
-        recorder=lambda: None,  # type: ignore[arg-type, return-value]
-    )
-    assert log == ["cache of 77", "graphs", "step of 50", "step of 31", "step of 4"]
+    gpu.start_runner(fake_runners(log), 77, LOAD)
+    assert log == ["cache of 77", *ALL_STEPS]
+
+
+def test_without_graphs_the_largest_step_is_measured_all_the_same() -> None:
+    log: list[str] = []
+    runners: gpu.RunnerFactory[FakeRunner] = gpu.RunnerFactory(lambda blocks: FakeRunner(log, blocks), None)
+    assert gpu.measure_reserve(runners, LOAD, FakeMeter()) == 290
+    assert log == ["cache of 1", *ALL_STEPS[1:]]
+
+
+def test_a_longest_prompt_is_scored_whole() -> None:
+    (row,) = gpu.scored_prompt(LOAD).rows
+    assert row.count == 31
+    assert row.targets is not None
+    assert len(row.targets) == 30
+    assert row.admitted is not None
+    assert row.admitted.params.prompt_logprobs == gpu.MOST_LOGPROBS
 
 
 @pytest.fixture
@@ -156,3 +164,25 @@ def test_a_gpu_start_serves_with_what_was_asked_for(
     outputs = [output for message in sent if isinstance(message, StepOutputs) for output in message.outputs]
     assert sum(len(output.token_ids) for output in outputs) == 3
     assert outputs[-1].finish_reason == "length"
+
+
+def test_a_runner_without_graphs_or_triton_is_measured_and_worked_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU without Triton's kernels serves with, here on a CPU."""
+    folder = write_checkpoint(tmp_path, "7b", dtype=torch.float32)
+    model_config = ModelConfig.from_folder(folder)
+    model = Llama(model_config, dtype=torch.float32, device=torch.device("cpu"), attention="reference")
+    load_weights(model, folder, model_config, progress=None)
+    model.prepare()
+    monkeypatch.setattr(gpu, "CudaMeter", FakeMeter)
+    steps: list[int] = []
+    launch = Runner.launch
+    monkeypatch.setattr(Runner, "launch", lambda self, step: steps.append(step.num_tokens) or launch(self, step))  # type: ignore[func-returns-value]
+    config = EngineConfig(model=str(folder), num_kv_blocks=8)
+    limits = SchedulerLimits(max_sequences=3, max_tokens_per_step=20, max_model_len=48, block_size=16)
+    runners = gpu.RunnerFactory(start._runners(config, model, limits), None)
+    runner, plan = start._start_measured(config, model, limits, runners)
+    assert plan.num_blocks == 8
+    assert runner.key_value[0].keys.shape[0] == 8
+    assert steps == [20, 20, 3] * 2

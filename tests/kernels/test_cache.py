@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from leokernels import new_cache, write_kv
-from leokernels.cache import EIGHT_BIT, quantize
+from leokernels.cache import EIGHT_BIT, quantize, write_unread
 from tests.kernels.paging import CASES, CPU, Case, Inputs, random_inputs, run_case
 
 HALF_STEP = {torch.int8: 0.5 / 127, torch.float8_e4m3fn: 2**-4}  # of the largest; of each element
@@ -72,15 +73,28 @@ def test_attention_over_eight_bits_stays_near_the_truth(dtype: torch.dtype, boun
     assert (found - expected).norm() < bound * expected.norm()
 
 
+@pytest.mark.parametrize("write", [write_kv, write_unread])
 @pytest.mark.parametrize("dtype", [torch.float32, *EIGHT_BIT])
-def test_padding_is_not_written(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("slots", "expected"), [([5, -1, 2], [2, 5]), ([-1, 4, -1], [4]), ([-1, -1, -1], []), ([0, 7, 3], [0, 3, 7])]
+)
+def test_padding_is_not_written(
+    write: Callable[..., None], dtype: torch.dtype, slots: list[int], expected: list[int]
+) -> None:
     cache = new_cache(2, 4, 2, 8, dtype=dtype, device=CPU, implementation="reference")
     for part in cache.tensors():
         part.zero_()
     key, value = torch.randn(2, 3, 2, 8)
-    write_kv(key, value, cache, torch.tensor([5, -1, 2]))
+    write(key, value, cache, torch.tensor(slots))
     written = cache.keys.float().abs().sum((-1, -2)).flatten() > 0
-    assert written.nonzero().flatten().tolist() == [2, 5]
+    assert written.nonzero().flatten().tolist() == expected
+    row = next((row for row, slot in enumerate(slots) if slot >= 0), None)
+    if row is not None:
+        block, offset = divmod(slots[row], 4)
+        stored, scale = (key[row], 1.0) if dtype is torch.float32 else quantize(key[row], dtype)
+        assert torch.equal(cache.keys[block, offset].float(), stored.float())
+        if cache.key_scales is not None:
+            assert torch.equal(cache.key_scales[block, offset], torch.as_tensor(scale))
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BIT)

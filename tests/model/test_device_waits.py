@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leokernels import AttentionMetadata, KVCache
+from leokernels.cache import write_unread
 from leokernels.triton import attention as triton_attention
 from leokernels.triton import logits as triton_logits
 from leokernels.triton import logprobs as triton_logprobs
@@ -91,15 +91,8 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DeviceRunner:
         (triton_sampling, "update_counts_kernel"),
     ):
         monkeypatch.setattr(module, name, Nothing())
-    # torch's cache write masks out padding by a boolean index; Triton's does not, and has its own tests.
-    without = replace(made.model.fused, rope_and_cache=queries_only)
-    for layer in made.model.layers:
-        layer.fused = without
+    monkeypatch.setattr("leokernels.fused.write_kv", write_unread)  # torch's way on a GPU; Triton's has its own tests
     return made
-
-
-def queries_only(qkv: Tensor, angles: Tensor, cache: KVCache, slots: Tensor, heads: int, kv_heads: int) -> Tensor:
-    return qkv[:, :heads].contiguous()
 
 
 def steps() -> list[Step]:

@@ -1,4 +1,4 @@
-"""The GPU's runner at the start: what its steps need beside the cache is measured, then the cache takes the rest.
+"""What a GPU's steps need beside weights and cache: it is measured before the cache is sized.
 
 The decode graphs are recorded, and the largest step that can come is computed, over a cache of a single block. Both are
 let go, the cache is sized by what they took, and both are done again for good. So a start that succeeds has already
@@ -11,15 +11,11 @@ import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from leokernels.triton.state import SamplingState
-from leoserve.model.device import DeviceRunner
-from leoserve.model.graphs import Recorder
-from leoserve.model.llama import Llama
-from leoserve.model.step import Admitted, Row, SamplingParams, Step
+from leoserve.model.step import Admitted, Row, RowResult, SamplingParams, Step
 
 log = logging.getLogger("leoserve.engine")
 
@@ -34,7 +30,6 @@ class Load:
     max_tokens: int
     max_model_len: int
     block_size: int
-    graphs: bool
 
 
 class Meter(Protocol):
@@ -50,75 +45,87 @@ class Meter(Protocol):
 
 
 class CudaMeter:
-    """torch's own book-keeping."""
+    """The driver's book-keeping: what torch has allocated, and also loaded kernels and the graphs themselves."""
 
     def taken(self) -> int:
         torch.cuda.synchronize()
-        return torch.cuda.memory_reserved()
+        free, total = torch.cuda.mem_get_info()
+        return total - free
 
     def let_go(self) -> None:
         gc.collect()
         torch.cuda.empty_cache()
 
 
-RunnerFactory = Callable[[int], DeviceRunner]  # from a number of blocks
+class Launched(Protocol):
+    def results(self) -> list[RowResult]: ...
 
 
-def runner_factory(model: Llama, token_ranges: list[tuple[int, int]], load: Load) -> RunnerFactory:
-    """Runners of this network. Their sampling state is made once."""
-    vocab = model.config.vocab_size
-    alive = {token for start, stop in token_ranges for token in range(start, stop)}
-    state = SamplingState.empty(load.max_num_seqs, vocab, set(range(vocab)) - alive, model.device)
+class MeasuredRunner(Protocol):
+    """A runner as far as it is measured."""
 
-    def make(num_blocks: int) -> DeviceRunner:
-        return DeviceRunner(
-            model,
-            state,
-            num_blocks=num_blocks,
-            block_size=load.block_size,
-            max_num_seqs=load.max_num_seqs,
-            max_model_len=load.max_model_len,
-        )
-
-    return make
+    def launch(self, step: Step) -> Launched: ...
 
 
-def measure_reserve(make: RunnerFactory, load: Load, *, meter: Meter, recorder: Callable[[], Recorder]) -> int:
-    """Bytes that the largest step and the graphs need beside weights and cache."""
+R = TypeVar("R", bound=MeasuredRunner)
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerFactory(Generic[R]):
+    """How to make a runner with a cache of so many blocks, and how it records its graphs, if it has any."""
+
+    make: Callable[[int], R]
+    record: Callable[[R], None] | None
+
+
+def measure_reserve(factory: RunnerFactory[R], load: Load, meter: Meter) -> int:
+    """Bytes that the largest step and the graphs need beside weights and cache.
+
+    Without what stays when both are let go, such as loaded kernels: that is gone from what is available.
+    """
     meter.let_go()
     before = meter.taken()
-    runner = make(1)
-    if load.graphs:
-        runner.record(recorder())  # first: recording gives back what torch keeps for later use
+    runner = factory.make(1)
+    if factory.record is not None:
+        factory.record(runner)  # first: recording gives back what torch keeps for later use
     graphs = meter.taken() - before
     work_in(runner, load)
-    both = meter.taken() - before
+    peak = meter.taken()
+    log.info("decode graphs need %.2f GB, the largest step %.2f GB", graphs / 1e9, (peak - before - graphs) / 1e9)
     del runner
     meter.let_go()
-    log.info("decode graphs need %.2f GB, the largest step %.2f GB", graphs / 1e9, (both - graphs) / 1e9)
-    return both
+    return max(0, peak - meter.taken())
 
 
-def start_runner(make: RunnerFactory, num_blocks: int, load: Load, *, recorder: Callable[[], Recorder]) -> DeviceRunner:
+def start_runner(factory: RunnerFactory[R], num_blocks: int, load: Load) -> R:
     """The runner that serves: it has recorded its graphs, and computed the largest step beside them and its cache."""
-    runner = make(num_blocks)
-    if load.graphs:
-        graphs = runner.record(recorder())
-        log.info("decode graphs: %d sizes up to %d rows", len(graphs.sizes), graphs.sizes[-1])
+    runner = factory.make(num_blocks)
+    if factory.record is not None:
+        factory.record(runner)
     work_in(runner, load)
     return runner
 
 
-def work_in(runner: DeviceRunner, load: Load) -> None:
-    """Compute the largest step, a prompt, and decode rows alone: kernels are compiled, memory has been at its peak."""
+def work_in(runner: MeasuredRunner, load: Load) -> None:
+    """Compute the largest step, a prompt that is scored, decode rows alone, a copied block: kernels are compiled,
+    memory has been at its peak."""
     runner.launch(largest_step(load)).results()
-    prompt = [0] * max(1, min(load.max_tokens, load.max_model_len - 1))
-    runner.launch(Step([Row(0, 0, prompt, first_new_block=0, new_blocks=[], samples=True)])).results()
+    runner.launch(scored_prompt(load)).results()
     rows = [
         Row(slot, 0, None, first_new_block=0, new_blocks=[], samples=True, decodes=True)
         for slot in range(load.max_num_seqs)
     ]
-    runner.launch(Step(rows)).results()
+    runner.launch(Step(rows, copies=[(0, 0)])).results()
+
+
+def scored_prompt(load: Load) -> Step:
+    """The longest prompt of one step, all of whose log-probabilities are wanted."""
+    prompt = [0] * max(1, min(load.max_tokens, load.max_model_len - 1))
+    blocks = [0] * -(-load.max_model_len // load.block_size)
+    params = SamplingParams(max_tokens=2, prompt_logprobs=MOST_LOGPROBS)
+    new = Admitted(params, 0, prompt, [])
+    row = Row(0, 0, prompt, first_new_block=0, new_blocks=blocks, samples=True, admitted=new, targets=prompt[1:])
+    return Step([row])
 
 
 def largest_step(load: Load) -> Step:

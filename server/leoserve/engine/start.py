@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from tqdm import tqdm
 
 import leokernels
+from leoserve.engine import gpu
 from leoserve.engine.admission import Admission
 from leoserve.engine.cache import BlockPool
 from leoserve.engine.config import EngineConfig
@@ -29,7 +31,12 @@ from leoserve.model.sampler import Sampler
 from leoserve.model.step import Admitted, Row, SamplingParams, Step
 from leoserve.model.weights import WeightsError, load_weights
 
+if TYPE_CHECKING:
+    from leoserve.model.device import DeviceRunner
+
 log = logging.getLogger("leoserve.engine")
+
+R = TypeVar("R", bound=StepRunner)
 
 KV_DTYPES = {"auto": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 TOKENS_PER_STEP = {"cpu": 512, "cuda": 8192}  # a CPU's steps stay short enough for those who generate
@@ -123,57 +130,85 @@ def _start_runner(
     config: EngineConfig, model: Llama, limits: SchedulerLimits, *, capturable: bool
 ) -> tuple[StepRunner, CachePlan]:
     """The runner for this device, warmed up, and the size of its cache."""
-    token_ranges = config.token_ranges or [(0, model.config.vocab_size)]
-    if model.device.type == "cuda" and model.fused.name != "triton":
-        log.warning("steps are neither overlapped nor recorded as CUDA graphs: both need Triton's kernels")
     if model.fused.name == "triton":
-        return _start_gpu_runner(config, model, limits, token_ranges, capturable=capturable)
+        return _start_measured(config, model, limits, _device_runners(config, model, limits, capturable=capturable))
+    runners = _runners(config, model, limits)
+    if model.device.type == "cuda":
+        log.warning("steps are neither overlapped nor recorded as CUDA graphs: both need Triton's kernels")
+        return _start_measured(config, model, limits, gpu.RunnerFactory(runners, None))
     plan = _plan(config, model, limits)
-    sampler = Sampler(
-        max_slots=limits.max_sequences,
-        vocab_size=model.config.vocab_size,
-        token_ranges=token_ranges,
-        device=model.device,
-    )
-    runner = Runner(
-        model,
-        sampler,
-        num_blocks=plan.num_blocks,
-        block_size=limits.block_size,
-        max_num_seqs=limits.max_sequences,
-        max_model_len=limits.max_model_len,
-    )
+    runner = runners(plan.num_blocks)
     if weight_bytes(model.config, model.dtype) > LARGE:
         log.info("warming up")
     warm_up(runner, min(16, limits.max_model_len))
     return runner, plan
 
 
-def _start_gpu_runner(
-    config: EngineConfig,
-    model: Llama,
-    limits: SchedulerLimits,
-    token_ranges: list[tuple[int, int]],
-    *,
-    capturable: bool,
-) -> tuple[StepRunner, CachePlan]:
-    from leoserve.engine import gpu  # needs Triton
-
+def _start_measured(
+    config: EngineConfig, model: Llama, limits: SchedulerLimits, runners: gpu.RunnerFactory[R]
+) -> tuple[R, CachePlan]:
+    """A GPU's runner: what its steps need is measured before the cache is sized."""
     load = gpu.Load(
         max_num_seqs=limits.max_sequences,
         max_tokens=limits.max_tokens_per_step,
         max_model_len=limits.max_model_len,
         block_size=limits.block_size,
-        graphs=capturable and not config.enforce_eager,
     )
-    if not load.graphs:
-        why = "as --enforce-eager says" if config.enforce_eager else f"attention {model.attention} cannot be recorded"
-        log.info("decode steps are launched kernel by kernel (%s)", why)
     log.info("compiling kernels and measuring the largest step")
-    make = gpu.runner_factory(model, token_ranges, load)
-    reserve = gpu.measure_reserve(make, load, meter=gpu.CudaMeter(), recorder=CudaRecorder)
+    reserve = gpu.measure_reserve(runners, load, gpu.CudaMeter())
     plan = _plan(config, model, limits, reserve)
-    return gpu.start_runner(make, plan.num_blocks, load, recorder=CudaRecorder), plan
+    return gpu.start_runner(runners, plan.num_blocks, load), plan
+
+
+def _runners(config: EngineConfig, model: Llama, limits: SchedulerLimits) -> Callable[[int], Runner]:
+    """Runners that compute while the host waits. Their sampler is made once."""
+    sampler = Sampler(
+        max_slots=limits.max_sequences,
+        vocab_size=model.config.vocab_size,
+        token_ranges=_token_ranges(config, model),
+        device=model.device,
+    )
+
+    def make(num_blocks: int) -> Runner:
+        return Runner(
+            model,
+            sampler,
+            num_blocks=num_blocks,
+            block_size=limits.block_size,
+            max_num_seqs=limits.max_sequences,
+            max_model_len=limits.max_model_len,
+        )
+
+    return make
+
+
+def _device_runners(
+    config: EngineConfig, model: Llama, limits: SchedulerLimits, *, capturable: bool
+) -> gpu.RunnerFactory[DeviceRunner]:
+    """Runners that compute while the host plans."""
+    from leoserve.model.device import device_runners  # needs Triton
+
+    make = device_runners(
+        model,
+        _token_ranges(config, model),
+        block_size=limits.block_size,
+        max_num_seqs=limits.max_sequences,
+        max_model_len=limits.max_model_len,
+    )
+
+    def record(runner: DeviceRunner) -> None:
+        graphs = runner.record(CudaRecorder())
+        log.info("decode graphs: %d sizes up to %d rows", len(graphs.sizes), graphs.sizes[-1])
+
+    if capturable and not config.enforce_eager:
+        return gpu.RunnerFactory(make, record)
+    why = "as --enforce-eager says" if config.enforce_eager else f"attention {model.attention} cannot be recorded"
+    log.info("decode steps are launched kernel by kernel (%s)", why)
+    return gpu.RunnerFactory(make, None)
+
+
+def _token_ranges(config: EngineConfig, model: Llama) -> list[tuple[int, int]]:
+    return config.token_ranges or [(0, model.config.vocab_size)]
 
 
 def _plan(config: EngineConfig, model: Llama, limits: SchedulerLimits, reserve: int = 0) -> CachePlan:

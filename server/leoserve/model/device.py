@@ -9,6 +9,7 @@ Steps of decode rows alone replay a CUDA graph (graphs.py); steps with prompt to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -309,6 +310,27 @@ class DeviceRunner:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return event
+
+
+def device_runners(
+    model: Llama, token_ranges: list[tuple[int, int]], *, block_size: int, max_num_seqs: int, max_model_len: int
+) -> Callable[[int], DeviceRunner]:
+    """Makes runners of this network, from a number of blocks. Their sampling state is made once."""
+    vocab = model.config.vocab_size
+    alive = {token for start, stop in token_ranges for token in range(start, stop)}
+    state = SamplingState.empty(max_num_seqs, vocab, set(range(vocab)) - alive, model.device)
+
+    def make(num_blocks: int) -> DeviceRunner:
+        return DeviceRunner(
+            model,
+            state,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+        )
+
+    return make
 
 
 class Immediately:
