@@ -48,17 +48,21 @@ class DecodeGraphs:
         self, decode: Decode, *, largest: int, vocab_size: int, device: torch.device, recorder: Recorder
     ) -> None:
         self.sizes = graph_sizes(largest)
-        self._inputs = torch.full((2, self.sizes[-1]), PADDING, dtype=torch.int32, device=device)
+        self._inputs = torch.full((2 * self.sizes[-1],), PADDING, dtype=torch.int32, device=device)
         self._logits = torch.empty(self.sizes[-1], vocab_size, dtype=torch.float32, device=device)
         self._replays = {size: recorder(self._body(decode, size)) for size in reversed(self.sizes)}
 
     def _body(self, decode: Decode, size: int) -> Callable[[], None]:
-        slots, positions = self._inputs[:, :size]
+        slots, positions = self._inputs_of(size)
 
         def body() -> None:
             self._logits[:size].copy_(decode(slots, positions))
 
         return body
+
+    def _inputs_of(self, size: int) -> Tensor:
+        """[2, size], without a gap: an upload is one copy."""
+        return self._inputs[: 2 * size].view(2, size)
 
     def size_for(self, rows: int) -> int | None:
         """The smallest recorded size that holds so many rows; None if there is none."""
@@ -70,7 +74,7 @@ class DecodeGraphs:
 
         They are overwritten by the next replay.
         """
-        self._inputs[:, :size].copy_(inputs, non_blocking=True)
+        self._inputs_of(size).copy_(inputs, non_blocking=True)
         self._replays[size]()
         return self._logits[:size]
 
