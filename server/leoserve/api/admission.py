@@ -34,13 +34,14 @@ class Admission:
         self.bytes = 0
 
     @contextmanager
-    def place(self) -> Iterator[Callable[[int], None]]:
-        """A place on the way to the engine. Call what it gives with the size of the body once that is there.
+    def place(self, *, generates: bool = True) -> Iterator[Callable[[int], None]]:
+        """A place on the way to the engine, or only among the bodies that are read for a request that never goes there.
+        Call what it gives with the size of the body once that is there.
 
         Both raise ApiError 429 when there is no room.
         """
         waiting = min(self.engine.stats.waiting, self.engine.in_flight)  # an idle engine's last snapshot grows old
-        if waiting >= self.max_waiting:
+        if generates and waiting >= self.max_waiting:
             raise overloaded(f"{waiting} answers are waiting already")
         if self.requests >= self.max_requests:
             raise overloaded(f"{self.requests} requests are being prepared already")

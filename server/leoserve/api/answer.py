@@ -49,13 +49,18 @@ def begin(request: HttpRequest, endpoint: str) -> Record:
 
 def check_servable(context: ServerContext, body: SamplingFields, choices: int) -> None:
     """Raises ApiError when the model is not served, the server not ready, or too many answers are wanted."""
-    if body.model not in context.model_ids:
-        raise model_not_found(body.model, context.model_ids)
-    if context.engine.ready is None:
-        raise unavailable(context.engine.state, 5)
+    check_served(context, body.model)
     if choices > context.settings.max_choices:
         param = "n" if body.n == choices else "best_of"
         raise bad_request(f"Invalid '{param}': At most {context.settings.max_choices} answers to a prompt.", param)
+
+
+def check_served(context: ServerContext, model: str) -> None:
+    """Raises ApiError when the model is not served or the server not ready."""
+    if model not in context.model_ids:
+        raise model_not_found(model, context.model_ids)
+    if context.engine.ready is None:
+        raise unavailable(context.engine.state, 5)
 
 
 def cache_salt(request: HttpRequest, body: SamplingFields) -> str:

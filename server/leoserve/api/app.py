@@ -9,15 +9,18 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 import leoserve
-from leoserve.api import auth, chat, completions, docs, errors, ops
+from leoserve.api import auth, chat, completions, docs, errors, ops, tokenize
 from leoserve.api.context import ServerContext
 from leoserve.api.docs import takes
-from leoserve.api.limits import BodyLimit, RequestId
+from leoserve.api.keys import Keys
+from leoserve.api.limits import EXPOSED, BodyLimit, RequestId
 from leoserve.api.protocol.chat import ChatRequest
 from leoserve.api.protocol.completions import CompletionRequest
+from leoserve.metrics import Metrics
+from leoserve.api.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 
 
-def routes(keys: list[str]) -> tuple[APIRouter, APIRouter]:
+def routes(keys: Keys) -> tuple[APIRouter, APIRouter]:
     """The routes that anyone may call, and those that need one of `keys` (if there are any)."""
     anyone = APIRouter()
     anyone.add_api_route("/health", ops.health, methods=["GET"])
@@ -27,6 +30,11 @@ def routes(keys: list[str]) -> tuple[APIRouter, APIRouter]:
     keyed = APIRouter(dependencies=[Depends(auth.require_key(keys))])
     keyed.add_api_route("/v1/chat/completions", chat.create, methods=["POST"], openapi_extra=takes(ChatRequest))
     keyed.add_api_route("/v1/completions", completions.create, methods=["POST"], openapi_extra=takes(CompletionRequest))
+    keyed.add_api_route(
+        "/v1/chat/completions/render", tokenize.render, methods=["POST"], openapi_extra=takes(ChatRequest)
+    )
+    keyed.add_api_route("/tokenize", tokenize.tokenize, methods=["POST"], openapi_extra=takes(TokenizeRequest))
+    keyed.add_api_route("/detokenize", tokenize.detokenize, methods=["POST"], openapi_extra=takes(DetokenizeRequest))
     keyed.add_api_route("/v1/models", ops.list_models, methods=["GET"])
     keyed.add_api_route("/v1/models/{model:path}", ops.get_model, methods=["GET"])
     keyed.add_api_route("/version", ops.version, methods=["GET"])
@@ -40,8 +48,8 @@ def create_app(context: ServerContext) -> FastAPI:
     settings = context.settings
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Metrics]]:
+        yield {"metrics": context.metrics}
         context.threads.close()
 
     app = FastAPI(
@@ -53,7 +61,7 @@ def create_app(context: ServerContext) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.context = context
-    for router in routes(settings.api_keys()):
+    for router in routes(Keys(settings)):
         app.include_router(router)
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
@@ -63,7 +71,7 @@ def create_app(context: ServerContext) -> FastAPI:
             allow_origins=settings.cors_origin,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", "retry-after-ms"],
+            expose_headers=EXPOSED,
         )
     app.add_middleware(RequestId)
     return app

@@ -14,7 +14,9 @@ from starlette.responses import HTMLResponse, Response
 
 from leoserve.api.protocol.chat import ChatRequest
 from leoserve.api.protocol.completions import CompletionRequest
+from leoserve.api.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 
+BODIES: list[type[BaseModel]] = [ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest]
 REFERENCE = "#/components/schemas/"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -32,9 +34,7 @@ def takes(model: type[BaseModel]) -> dict[str, Any]:
 def description(app: FastAPI, root_path: str) -> dict[str, Any]:
     """The OpenAPI document of `app`, with the schemas of the bodies. `root_path`: where a proxy serves it."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    _, schemas = models_json_schema(
-        [(ChatRequest, "validation"), (CompletionRequest, "validation")], ref_template=REFERENCE + "{model}"
-    )
+    _, schemas = models_json_schema([(body, "validation") for body in BODIES], ref_template=REFERENCE + "{model}")
     for operations in document["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)  # FastAPI's way of refusing; ours is OpenAI's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -14,8 +15,8 @@ from leoserve.api.errors import error_response, model_not_found, unavailable
 from leoserve.metrics import CONTENT_TYPE
 
 
-def as_json(value: object) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")
+def as_json(value: object, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json", headers=headers)
 
 
 async def health(request: Request) -> Response:

@@ -81,6 +81,10 @@ class Tokenizer:
         """The id of a token by its spelling in the vocabulary."""
         return self._ids.get(token)
 
+    def spelling(self, token: int) -> str:
+        """How the vocabulary spells a token: ▁Haus, <0x0A>; "" for an id without a token."""
+        return self._backend.id_to_token(token) or ""
+
     def encode(self, text: str, *, add_bos: bool = True, control_tokens: bool = False) -> list[int]:
         """Ids of a plain text. BOS is put before it once when `add_bos` and the model has one.
 

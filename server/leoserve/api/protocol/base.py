@@ -73,6 +73,9 @@ class Body(BaseModel):
                 schema["properties"][name] = {"anyOf": [field, NULL], **about}
         return schema
 
+    def check(self) -> None:
+        """What one field says about another. Raises ApiError."""
+
     def unknown_fields(self, path: str = "") -> Iterator[str]:
         """The paths of all fields that no model has a name for, in this object and in those inside it."""
         for name in self.__pydantic_extra__ or {}:
@@ -222,7 +225,6 @@ class SamplingFields(Body):
     guided_grammar: Unsupported = unsupported()
 
     def check(self) -> None:
-        """What one field says about another. Raises ApiError."""
         if self.stream_options is not None and not self.stream:
             raise bad_request("'stream_options' is only allowed when 'stream' is true.", "stream_options")
         if sum(map(len, self.bad_words)) > MAX_BAD_WORDS_LENGTH:

@@ -13,9 +13,9 @@ from starlette.requests import ClientDisconnect
 from leoserve.api.context import context_of
 from leoserve.api.errors import ApiError, ClientGone, bad_request, shorten
 from leoserve.api.generation import unless_gone
-from leoserve.api.protocol.base import BRANCHES, SamplingFields
+from leoserve.api.protocol.base import BRANCHES, Body
 
-B = TypeVar("B", bound=SamplingFields)
+B = TypeVar("B", bound=Body)
 MAX_FAULTS = 5  # faults that one message names
 PARSED_AT_ONCE = 1 << 16  # bytes; parsing more would hold up the event loop for longer than a step
 
