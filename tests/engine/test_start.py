@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leokernels import Place, choose_fused
+from leokernels import Place, choose_fused, varlen
 from leokernels.fused import TORCH
 from leoserve.engine.config import EngineConfig
 from leoserve.engine.start import (
@@ -109,8 +109,9 @@ def test_a_gpu_without_triton_is_told_what_is_used_instead(
         "attention kernels that cannot be used here: triton: triton is not installed",
         "attention kernels that cannot be used here: flash_attn: flash-attn is not installed",
     ]
-    assert (attention.name, attention.block_size, fused.name) == ("torch_varlen", 256, "torch")
-    assert "attention kernels: torch_varlen" in caplog.text
+    name, block_size = ("reference", 64) if varlen.missing() else ("torch_varlen", 256)  # torch 2.11 has no such pages
+    assert (attention.name, attention.block_size, fused.name) == (name, block_size, "torch")
+    assert f"attention kernels: {name}" in caplog.text
     assert "kernels of norms, rotary positions and gates: torch (plain torch" in caplog.text
 
 
