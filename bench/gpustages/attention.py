@@ -1,7 +1,8 @@
 """Stage 3: attention alone. Decode in bytes a second, prompts in operations a second, beside PyTorch's own.
 
 PyTorch's FlashAttention-2 is measured over keys and values that lie together, sequence by sequence: without pages, as
-it is meant to be used, so that it is a bar and not a strawman. Over pages too, where this PyTorch can.
+it is meant to be used, so that it is a bar and not a strawman. It has two entries, which split their work differently:
+scaled_dot_product_attention and varlen_attn. Over pages too, where this PyTorch can, which is said.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,15 +21,12 @@ from torch import Tensor
 from gpustages.paged import Heads, Problem, filled
 from gpustages.place import Place
 from gpustages.shapes import SEVEN, SEVENTY, TINY, Shape
+from gpustages.small import between_products, choosing
 from gpustages.stages import Measurement, brief
 from gpustages.warming import warm
-from leokernels import fused as plain
 from leokernels import varlen
 from leokernels.table import dtype_name
-from leokernels.triton import fused, tiles
-from leokernels.triton.logits import process_logits
-from leokernels.triton.sampling import sample
-from leokernels.triton.state import SamplingState, SlotSettings
+from leokernels.triton import tiles
 from leokernels.triton.tiles import Tile
 
 COLD_BYTES = 256 << 20  # of layers that follow each other, so that no cache holds one until its next turn
@@ -96,11 +93,22 @@ def decode(
         return
     layers = [_together(problem, layer) for layer in range(len(problem.caches))]
     yield from _rival(place, problem, "gb_s", f"{title}: PyTorch SDPA (flash)", lambda: _sdpa(problem, layers))
-    if place.device.type == "cuda" and varlen.missing() is None:
-        del layers
-        paged = _problem(place, shape, [(context - 1, 1)] * batch, kv_dtype, block_size=256)
-        calls = [_attend(paged, layer, "torch_varlen") for layer in range(len(paged.caches))]
-        yield from _rival(place, paged, "gb_s", f"{title}: PyTorch varlen (paged)", lambda: calls)
+    yield from _rival(place, problem, "gb_s", f"{title}: PyTorch varlen", lambda: _varlen(problem, layers))
+    yield from _paged(place, problem, shape, f"{title}: PyTorch varlen (paged)")
+
+
+def _paged(place: Place, problem: Problem, shape: Shape, title: str) -> Iterator[Measurement]:
+    """PyTorch's FlashAttention-2 over pages as large as it wants them; or what is compared instead."""
+    obstacle = varlen.missing() or (None if place.device.type == "cuda" else "it runs on cuda")
+    if obstacle is not None:
+        yield {"name": title, "note": f"not there ({obstacle}): its entries over keys that lie together are compared"}
+        return
+
+    def calls() -> list[Callable[[], object]]:
+        paged = _problem(place, shape, problem.rows, None, block_size=256)
+        return [_attend(paged, layer, "torch_varlen") for layer in range(len(paged.caches))]
+
+    yield from _rival(place, problem, "gb_s", title, calls)
 
 
 def prefill(place: Place, shape: Shape, rows: list[Row], note: str = "") -> Iterator[Measurement]:
@@ -225,63 +233,6 @@ def _varlen(problem: Problem, layers: list[tuple[Tensor, Tensor]]) -> list[Calla
         )
 
     return [call(keys, values) for keys, values in layers]
-
-
-def between_products(place: Place, shape: Shape) -> Iterator[Measurement]:
-    """Norm, rotary positions and gate, ours and plain torch's, over batches of decoding and of a prompt."""
-    for rows in (2,) if place.tiny else (1, 64, 8192):
-        for name, module in (("ours", fused), ("torch", plain)):
-            for what, elements, call in _between(place, shape, rows, module):
-                timing = place.stopwatch.measure(call)
-                rate = elements * place.dtype.itemsize / timing.ms / 1e6
-                yield {"name": f"{what} of {rows} rows, {name}", "gb_s": rate, **timing.entry()}
-
-
-def _between(
-    place: Place, shape: Shape, rows: int, module: ModuleType
-) -> Iterator[tuple[str, int, Callable[[], object]]]:
-    """What is called, how many numbers it reads and writes at the least, and the call."""
-    heads = shape.heads + 2 * shape.kv_heads
-    x, residual, gates, qkv = (
-        torch.randn(rows, width, device=place.device).to(place.dtype)
-        for width in (shape.hidden, shape.hidden, 2 * shape.inner, heads * shape.head_dim)
-    )
-    weight = torch.ones(shape.hidden, dtype=place.dtype, device=place.device)
-    angles = torch.rand(rows, 2, 1, shape.head_dim // 2, device=place.device)
-    cache = _problem(place, shape, [(0, max(2, rows))], None, layers=1).caches[0]
-    slots = torch.arange(rows, device=place.device)
-    by_head = qkv.view(rows, heads, shape.head_dim)
-    yield "norm", 4 * rows * shape.hidden, lambda: module.rms_norm(x, weight, 1e-5, residual)
-    yield "gate", 3 * rows * shape.inner, lambda: module.silu_and_mul(gates)
-    yield (
-        "rotary positions",
-        2 * rows * heads * shape.head_dim,
-        lambda: module.rope_and_cache(by_head, angles, cache, slots, shape.heads, shape.kv_heads),
-    )
-
-
-def choosing(place: Place, shape: Shape) -> Iterator[Measurement]:
-    """From logits to tokens: greedy, plain sampling, and with top_k and top_p."""
-    settings = {
-        "greedy": SlotSettings(temperature=0.0),
-        "temperature": SlotSettings(temperature=0.8),
-        "top_k and top_p": SlotSettings(temperature=0.8, top_k=50, top_p=0.9),
-        "penalties": SlotSettings(temperature=0.8, repetition=1.1, frequency=0.1),
-    }
-    for rows in (2,) if place.tiny else (1, 64, 224):
-        for name, setting in list(settings.items())[-2 if place.tiny else 0 :]:
-            timing = place.stopwatch.measure(_choice(place, shape.vocab, rows, setting))
-            yield {"name": f"choosing {rows} tokens, {name}", **timing.entry()}
-
-
-def _choice(place: Place, vocab: int, rows: int, setting: SlotSettings) -> Callable[[], object]:
-    logits = torch.randn(rows, vocab, device=place.device) * 3
-    slots = torch.arange(rows, dtype=torch.int32, device=place.device)
-    positions = torch.arange(rows, device=place.device)
-    state = SamplingState.empty(rows, vocab, (), place.device)
-    for slot in range(rows):
-        state.set_slot(slot, setting, [1, 2, 3], [4, 5])
-    return lambda: sample(process_logits(logits, slots, state), slots, positions, state)
 
 
 def other_tiles(place: Place, shape: Shape) -> Iterator[Measurement]:

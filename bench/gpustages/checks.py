@@ -16,11 +16,13 @@ from torch import Tensor
 
 from gpustages.paged import Heads, Problem, written
 from gpustages.place import Place
+from gpustages.shapes import SEVEN, TINY
 from gpustages.stages import Measurement, brief
 from gpustages.warming import warm
 from leokernels import KVCache, fused, new_cache
 from leokernels.table import dtype_name
 from leokernels.triton import fused as ours
+from leokernels.triton import matmul
 from leokernels.triton.logits import process_logits
 from leokernels.triton.logprobs import gather_logprobs
 from leokernels.triton.sampling import sample, update_counts
@@ -59,6 +61,8 @@ def all_checks(place: Place) -> Iterator[tuple[str, Callable[[], Measurement]]]:
         title = f"rotary positions and cache of {dtype_name(kv_dtype)}"
         yield title, partial(rope, place, kv_dtype)
     yield "gate", partial(gate, place)
+    for name, (columns, width) in (TINY if place.tiny else SEVEN).products().items():
+        yield f"deterministic product, {name} {columns}×{width}", partial(product, place, columns, width)
     yield "greedy tokens, log-probabilities and ranks", partial(greedy, place)
     yield "frequencies of draws", partial(frequencies, place)
     yield "bans, biases and penalties", partial(edits, place)
@@ -169,6 +173,19 @@ def gate(place: Place) -> Measurement:
     found = ours.silu_and_mul(gate_up)
     alone = ours.silu_and_mul(gate_up[-1:])
     return compare(found, fused.silu_and_mul(gate_up.float())) | same_bits(torch.equal(alone[0], found[-1]))
+
+
+def product(place: Place, columns: int, width: int) -> Measurement:
+    """Products of so many rows that each of its ways is taken, against float32; their rows against the largest's."""
+    counts = (1, 17, 40) if place.tiny else (1, 64, 65, 256, 1024)
+    x = random(place, counts[-1], columns)
+    weight = random(place, width, columns) * columns**-0.5
+    whole = matmul.linear(x, weight)
+    result = compare(whole, x.float() @ weight.float().T)
+    for count in counts:
+        if not torch.equal(matmul.linear(x[-count:], weight), whole[-count:]):
+            return result | {"ok": False, "alone": f"{count} rows have other bits"}
+    return result
 
 
 def greedy(place: Place) -> Measurement:

@@ -128,8 +128,9 @@ class Processes:
         return [*command, "--tiny"] if self.tiny else command
 
     def _environment(self) -> dict[str, str]:
-        """Triton has to be told before it is imported whether it compiles or interprets."""
-        return {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if self.tiny else {}
+        """Nothing asks a network; Triton has to be told before it is imported whether it compiles or interprets."""
+        offline = {"HF_HUB_OFFLINE": "1"}
+        return offline | ({"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if self.tiny else {})
 
 
 def _read(process: subprocess.Popen[str], seconds: float, take: Callable[[Measurement], None]) -> bool:

@@ -19,6 +19,7 @@ from gpustages.paged import fill
 from gpustages.place import Place
 from gpustages.shapes import Shape
 from leokernels.fused import triton_functions
+from leokernels.product import Multiply
 from leoserve.engine.admission import Admission
 from leoserve.engine.cache import BlockPool
 from leoserve.engine.loop import EngineLoop
@@ -45,6 +46,14 @@ def random_network(place: Place, shape: Shape, kv_dtype: torch.dtype | None = No
         else:
             weight.normal_(0, 1.0 if "embed" in name else shape.hidden**-0.5)
     return model
+
+
+def multiply_by(model: Llama, multiply: Multiply) -> None:
+    """Use this matrix product from now on: for steps that are launched, and for graphs that are recorded, later."""
+    for layer in model.layers:
+        for linear in (layer.qkv, layer.output, layer.gate_up, layer.down):
+            linear.multiply = multiply
+    model.head.multiply = multiply
 
 
 def weight_bytes(model: Llama) -> int:
@@ -98,6 +107,7 @@ class Engine:
 
     runner: DeviceRunner
     sizes: Sizes
+    deterministic: bool = False  # of the scheduler; the model's product is its own matter
     arrivals: list[tuple[float, int]] = field(default_factory=list)  # of outputs: when, and of how many sequences
     serial: int = 0
 
@@ -138,6 +148,7 @@ class Engine:
             max_model_len=sizes.length,
             block_size=sizes.block_size,
             prefix_caching=False,
+            deterministic=self.deterministic,
         )
         admission = Admission(capacity=sizes.length, max_waiting=10_000, max_waiting_tokens=100_000_000)
         return EngineLoop(Scheduler(limits, BlockPool(sizes.blocks), admission), self.runner, self._take, ahead=ahead)
@@ -153,12 +164,14 @@ class Engine:
 
 
 @contextmanager
-def engine(place: Place, model: Llama, sizes: Sizes, *, graphs: bool) -> Iterator[Engine]:
+def engine(
+    place: Place, model: Llama, sizes: Sizes, *, graphs: bool = True, deterministic: bool = False
+) -> Iterator[Engine]:
     """An engine whose memory is given back afterwards."""
     runner = new_runner(place, model, sizes)
     if graphs:
         runner.record(recorder(place))
-    made = Engine(runner, sizes)
+    made = Engine(runner, sizes, deterministic)
     try:
         yield made
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gpustages.timing import Stopwatch
+from gpustages.timing import LEAST_RUNS, Stopwatch, device_of
 
 
 class NoGpu(Exception):
@@ -31,7 +31,8 @@ class Place:
     stopwatch: Stopwatch = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.stopwatch = Stopwatch(self.device, milliseconds=0 if self.tiny else 60)
+        milliseconds, least_runs = (0, 1) if self.tiny else (60, LEAST_RUNS)
+        self.stopwatch = Stopwatch(device_of(self.device), milliseconds, least_runs)
 
     @classmethod
     def here(cls, *, tiny: bool, scratch: Path, ceilings: dict[str, float], deadline: float) -> Place:
@@ -54,10 +55,14 @@ class Place:
         return self.ceilings.get("gb_s", 4300.0) * 1e9
 
     @property
+    def operations_a_second(self) -> float:
+        """Of a large matrix product, as it was measured here, or else an H200's."""
+        return self.ceilings.get("tflop_s", 790.0) * 1e12
+
+    @property
     def eight_bit(self) -> tuple[torch.dtype, ...]:
         """Dtypes of 8-bit caches; Triton's interpreter does not round right to float8."""
         return (torch.int8,) if self.tiny else (torch.int8, torch.float8_e4m3fn)
 
     def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        self.stopwatch.device.synchronize()

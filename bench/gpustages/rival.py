@@ -15,51 +15,65 @@ import torch
 from gpustages.place import Place
 from gpustages.shapes import SEVEN, TINY, Shape
 from gpustages.stages import Measurement, brief
+from gpustages.timing import summary
 
 PROMPT, ANSWER = 992, 65
 
 
 def measure(place: Place) -> Iterator[Measurement]:
-    """Time a token from two runs of different length: what is the same in both, prompts among it, cancels out."""
+    """Out of the mode that this process measures in: transformers computes in threads of its own, which leave it."""
     shape = TINY if place.tiny else SEVEN
     try:
-        import transformers
+        transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
         yield {"name": "transformers", "note": f"not measured: {error}"}
         return
-    if not hasattr(transformers.PreTrainedModel, "generate_batch"):
-        yield {"name": "transformers", "note": f"{transformers.__version__} has no generate_batch"}
-        return
-    if place.device.type != "cuda":
-        yield {"name": "transformers", "note": "its continuous batching wants a GPU"}
-        return
     try:
-        yield from figures(place, shape, transformers.__version__)
+        with torch.inference_mode(False):
+            model = network(place, shape, transformers)
+        if not hasattr(model, "generate_batch"):
+            yield {"name": "transformers", "note": f"{transformers.__version__} has no generate_batch"}
+            return
+        yield from figures(place, shape, transformers, model)
     except Exception as error:  # no failure of this server's
         traceback.print_exc()
         yield {"name": "transformers", "note": f"did not run: {brief(error)}"}
 
 
-def figures(place: Place, shape: Shape, version: str) -> Iterator[Measurement]:
-    model = network(place, shape)
-    generate(model, 1, PROMPT, 3)
-    for batch in (1, 8, 64):
-        short, long = (generate(model, batch, PROMPT, answer) for answer in (ANSWER - 64, ANSWER))
-        ms = (long - short) * 1e3 / 64
+def figures(place: Place, shape: Shape, transformers: Any, model: Any) -> Iterator[Measurement]:
+    """Time a token while all sequences generate, by its own time stamps; the wait is that from the call on."""
+    prompt, answer = (9, 5) if place.tiny else (PROMPT, ANSWER)
+    generate(place, transformers, model, 1, prompt, 3)
+    for batch in (1, 2) if place.tiny else (1, 64, 8):
+        begin = time.perf_counter()
+        stamps = generate(place, transformers, model, batch, prompt, answer)
+        seconds = time.perf_counter() - begin
+        timing = summary(gaps(stamps), "transformers' time stamps")
         weights = shape.product_weights * place.dtype.itemsize
-        moved = weights + batch * (PROMPT + ANSWER // 2) * shape.kv_bytes(place.dtype.itemsize)
+        moved = weights + batch * (prompt + answer // 2) * shape.kv_bytes(place.dtype.itemsize)
         yield {
-            "name": f"{shape.name} decode, B{batch}, transformers {version}",
-            "ms": ms,
-            "tokens_s": batch / ms * 1e3,
+            "name": f"{shape.name} decode, B{batch}, transformers {transformers.__version__}",
+            "tokens_s": batch / timing.ms * 1e3,
             "ceiling_tokens_s": batch * place.bytes_a_second / moved,
-            "whole_s": [short, long],
+            "whole_s": seconds,
+            "attention": str(model.config._attn_implementation),
+            **timing.entry(),
         }
 
 
-def network(place: Place, shape: Shape) -> Any:
+def gaps(stamps: list[list[float]]) -> list[float]:
+    """Milliseconds between a sequence's tokens while all sequences generate.
+
+    Where they hardly do at the same time, between all of its tokens but the first ones.
+    """
+    begin, end = max(one[0] for one in stamps), min(one[-1] for one in stamps)
+    pairs = [pair for one in stamps for pair in zip(one, one[1:], strict=False)]
+    together = [pair for pair in pairs if begin <= pair[0] and pair[1] <= end]
+    return [(later - earlier) * 1e3 for earlier, later in together or pairs[1:]]
+
+
+def network(place: Place, shape: Shape, transformers: Any) -> Any:
     """Of random weights, with PyTorch's attention."""
-    transformers: Any = importlib.import_module("transformers")
     config = transformers.LlamaConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
@@ -70,24 +84,34 @@ def network(place: Place, shape: Shape) -> Any:
         max_position_embeddings=shape.context,
         tie_word_embeddings=False,
     )
-    with torch.inference_mode(False), place.device:
+    with place.device:
         options = {"dtype": place.dtype, "attn_implementation": "sdpa"}
         return transformers.AutoModelForCausalLM.from_config(config, **options).eval()
 
 
-def generate(model: Any, batch: int, prompt: int, answer: int) -> float:
-    """Seconds for `batch` prompts answered greedily to the full length."""
-    inputs = [[random.randrange(3, 30000) for _ in range(prompt)] for _ in range(batch)]
-    transformers: Any = importlib.import_module("transformers")
+def generate(place: Place, transformers: Any, model: Any, batch: int, prompt: int, answer: int) -> list[list[float]]:
+    """When each token of `batch` prompts, answered greedily to the full length, came: seconds, sequence by sequence.
+
+    Raises RuntimeError when an answer is not of that length, or no times are told.
+    """
+    inputs = [[random.randrange(3, min(30000, model.config.vocab_size)) for _ in range(prompt)] for _ in range(batch)]
     config = transformers.GenerationConfig(max_new_tokens=answer, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    options: dict[str, Any] = {"progress_bar": False, "record_timestamps": True}
+    if place.tiny:  # it would take most of the memory
+        options["continuous_batching_config"] = transformers.ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64)
     known = inspect.signature(model.generate_batch).parameters
-    options = {"progress_bar": False} if "progress_bar" in known else {}
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    answers = model.generate_batch(inputs=inputs, generation_config=config, **options)
-    torch.cuda.synchronize()
-    seconds = time.perf_counter() - begin
+    with torch.inference_mode(False):
+        answers = model.generate_batch(
+            inputs=inputs,
+            generation_config=config,
+            **{name: value for name, value in options.items() if name in known},
+        )
+    place.synchronize()
     lengths = {len(found.generated_tokens) for found in answers.values()}
-    if lengths != {answer}:
-        raise RuntimeError(f"answers of {sorted(lengths)} tokens instead of {answer}")
-    return seconds
+    if lengths != {answer} or len(answers) != batch:
+        failures = {str(found.error) for found in answers.values() if getattr(found, "error", None)}
+        raise RuntimeError(f"{len(answers)} answers of {sorted(lengths)} tokens, not {batch} of {answer}: {failures}")
+    stamps = [getattr(found, "timestamps", None) or [] for found in answers.values()]
+    if any(len(one) < answer for one in stamps):
+        raise RuntimeError("this version does not say when its tokens came")
+    return [list(one) for one in stamps]

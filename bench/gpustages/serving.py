@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-from collections import Counter
 from collections.abc import Iterator
 
 import torch
 
+from gpustages.idle import idle_by_events, profile
 from gpustages.network import Engine, Sizes, engine, random_network, release, weight_bytes
 from gpustages.place import Place
 from gpustages.shapes import SEVEN, THIRTEEN, TINY, Shape
@@ -26,8 +25,8 @@ def measure_7b(place: Place) -> Iterator[Measurement]:
     shape = TINY if place.tiny else SEVEN
     model = random_network(place, shape)
     batches = (2,) if place.tiny else (1, 8, 64)
-    with engine(place, model, sizes(place, batches[-1]), graphs=True) as made:
-        made.generate(*_request(place, min(8, batches[-1])), ahead=1)  # compiles
+    with engine(place, model, sizes(place, batches[-1])) as made:
+        made.generate(*request(place, min(8, batches[-1])), ahead=1)  # compiles
         for batch in batches:
             yield time_per_token(place, shape, model, made, batch, ahead=1)
         for batch in batches:
@@ -35,7 +34,8 @@ def measure_7b(place: Place) -> Iterator[Measurement]:
         yield from prompts(place, shape, made)
         ends = sorted({batches[0], batches[-1]})
         for batch in ends:
-            yield from profile(place, shape, made, batch)
+            yield idle_by_events(place, shape, made, request(place, batch))
+            yield from profile(place, shape, made, request(place, batch))
         made.runner._graphs = None
         for batch in ends:
             yield time_per_token(place, shape, model, made, batch, ahead=1, note=", without graphs")
@@ -58,8 +58,8 @@ def _cache_of(
 ) -> Iterator[Measurement]:
     kind = "" if kv_dtype is None else f", cache of {str(kv_dtype).removeprefix('torch.')}"
     model = random_network(place, shape, kv_dtype)
-    with engine(place, model, sizes(place, batches[-1]), graphs=True) as made:
-        made.generate(*_request(place, min(8, batches[-1])), ahead=1)  # compiles
+    with engine(place, model, sizes(place, batches[-1])) as made:
+        made.generate(*request(place, min(8, batches[-1])), ahead=1)  # compiles
         for batch in batches:
             yield time_per_token(place, shape, model, made, batch, ahead=1, note=kind)
         if kv_dtype is None:
@@ -77,7 +77,7 @@ def sizes(place: Place, batch: int) -> Sizes:
     return Sizes(batch, LONGEST, LONGEST, block, max(1, -(-needed // LONGEST)))
 
 
-def _request(place: Place, batch: int) -> tuple[int, int, int]:
+def request(place: Place, batch: int) -> tuple[int, int, int]:
     """Sequences, tokens of each prompt, tokens of each answer."""
     return (batch, 5, 4) if place.tiny else (batch, CONTEXT - ANSWER // 2, ANSWER)
 
@@ -86,10 +86,10 @@ def time_per_token(
     place: Place, shape: Shape, model: Llama, made: Engine, batch: int, *, ahead: int, note: str = ""
 ) -> Measurement:
     """Between outputs, while all sequences generate; the ceiling is weights and cache at copy bandwidth."""
-    made.generate(*_request(place, batch), ahead=ahead)
+    made.generate(*request(place, batch), ahead=ahead)
     gaps = made.gaps(batch)
     timing = summary(gaps, "engine")
-    _, prompt, answer = _request(place, batch)
+    _, prompt, answer = request(place, batch)
     moved = weight_bytes(model) + batch * (prompt + answer // 2) * shape.kv_bytes(model.kv_dtype.itemsize)
     return {
         "name": f"{shape.name} decode, B{batch}{note}",
@@ -99,58 +99,22 @@ def time_per_token(
     }
 
 
-def prompts(place: Place, shape: Shape, made: Engine) -> Iterator[Measurement]:
+def prompts(
+    place: Place,
+    shape: Shape,
+    made: Engine,
+    *,
+    lengths: tuple[int, ...] = (512, 1024, 2048, 4096, 8000),
+    note: str = "",
+) -> Iterator[Measurement]:
     """From a request to its first token."""
-    for length in (9,) if place.tiny else (512, 1024, 2048, 8000):
+    for length in (9,) if place.tiny else lengths:
         times = [made.generate(1, length, 1, ahead=1) * 1e3 for _ in range(2 if place.tiny else 6)]
         timing = summary(times[1:], "engine")
         pairs = length * (length + 1) // 2
         operations = 2 * shape.product_weights * length + 4 * pairs * shape.heads * shape.head_dim * shape.layers
         yield {
-            "name": f"{shape.name} prompt of {length} ({length / timing.ms * 1e3:.0f} tok/s)",
+            "name": f"{shape.name} prompt of {length}{note} ({length / timing.ms * 1e3:.0f} tok/s)",
             "tflop_s": operations / timing.ms / 1e9,
             **timing.entry(),
         }
-
-
-def profile(place: Place, shape: Shape, made: Engine, batch: int) -> Iterator[Measurement]:
-    """The share of time in which the GPU does nothing while all sequences generate, and which kernels take the rest."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if place.device.type == "cuda":
-        activities = [torch.profiler.ProfilerActivity.CUDA]  # the host's own events would slow the host down
-    name = f"{shape.name} decode, B{batch}: the GPU is idle (while profiled)"
-    with torch.profiler.profile(activities=activities) as profiler:
-        made.generate(*_request(place, batch), ahead=1)
-        place.synchronize()
-    spans = sorted(
-        (event.time_range.start, event.time_range.end, event.name)
-        for event in profiler.events() or ()
-        if str(event.device_type).lower().endswith(place.device.type)
-    )
-    spans = spans[len(spans) // 2 :]  # the second half of all kernels: decoding only
-    busy, total = busy_time([(start, end) for start, end, _ in spans])
-    if not total:
-        yield {"name": name, "note": "not known: the profiler saw no kernels"}
-        return
-    taken: Counter[str] = Counter()
-    for start, end, kernel in spans:
-        taken[kernel[:60]] += end - start
-    shares = {kernel: time / sum(taken.values()) for kernel, time in taken.most_common(20)}
-    most = ", ".join(f"{kernel[:30]} {part:.0%}" for kernel, part in list(shares.items())[:6])
-    gap = summary(made.gaps(batch), "engine").ms
-    note = f"{1 - busy / total:.1%}; {gap:.2f} ms between tokens; of the rest {most}"
-    yield {"name": name, "idle_share": 1 - busy / total, "kernels": shares, "note": note}
-
-
-def busy_time(spans: list[tuple[float, float]]) -> tuple[float, float]:
-    """Of (start, end) in order of start: the time that at least one covers, and that from the first to the last."""
-
-    def add(sofar: tuple[float, float], span: tuple[float, float]) -> tuple[float, float]:
-        covered, until = sofar
-        start, end = span
-        return covered + max(0.0, end - max(start, until)), max(until, end)
-
-    if not spans:
-        return 0.0, 0.0
-    covered, until = functools.reduce(add, spans, (0.0, spans[0][0]))
-    return covered, until - spans[0][0]

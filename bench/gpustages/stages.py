@@ -37,14 +37,15 @@ def brief(error: Exception, length: int = 200) -> str:
 
 
 STAGES = (
-    Stage("machine", 1, "The machine and its ceilings", 40, "gpustages.machine:measure"),
-    Stage("kernels", 2, "Kernels against float32, and alone against in a batch", 75, "gpustages.checks:check"),
-    Stage("attention", 3, "Attention beside PyTorch's FlashAttention-2", 90, "gpustages.attention:measure"),
-    Stage("graphs", 4, "CUDA graphs", 45, "gpustages.recording:measure"),
-    Stage("engine", 5, "7B in one process", 80, "gpustages.serving:measure_7b"),
-    Stage("http", 5, "7B through HTTP", 75, "gpustages.overhttp:measure"),
-    Stage("transformers", 5, "7B by transformers' continuous batching", 50, "gpustages.rival:measure"),
-    Stage("larger", 6, "13B, and caches of 8 bits", 65, "gpustages.serving:measure_larger"),
+    Stage("machine", 1, "The machine and its ceilings", 35, "gpustages.machine:measure"),
+    Stage("kernels", 2, "Kernels against float32, and alone against in a batch", 70, "gpustages.checks:check"),
+    Stage("attention", 3, "Attention beside PyTorch's FlashAttention-2", 85, "gpustages.attention:measure"),
+    Stage("graphs", 4, "CUDA graphs", 40, "gpustages.recording:measure"),
+    Stage("engine", 5, "7B in one process", 75, "gpustages.serving:measure_7b"),
+    Stage("http", 5, "7B through HTTP", 70, "gpustages.overhttp:measure"),
+    Stage("transformers", 5, "7B by transformers' continuous batching", 45, "gpustages.rival:measure"),
+    Stage("deterministic", 5, "What determinism costs", 45, "gpustages.deterministic:measure"),
+    Stage("larger", 6, "13B, and caches of 8 bits", 55, "gpustages.serving:measure_larger"),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
 TOTAL_SECONDS = sum(stage.seconds for stage in STAGES)  # under nine minutes

@@ -13,7 +13,7 @@ import torch
 
 from gpustages.place import Place
 
-PROCESSES = 8
+PROCESSES = 12  # of an H200's host, which has 16 cores
 
 Calls = Callable[[Place], Iterable[Callable[[], object]]]
 

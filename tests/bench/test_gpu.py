@@ -16,11 +16,10 @@ import torch
 
 from gpustages import attention, checks
 from gpustages.command import Outcome, _read, run_stages
+from gpustages.idle import busy_time
 from gpustages.place import Place
 from gpustages.results import Results
-from gpustages.serving import busy_time
 from gpustages.stages import BY_NAME, STAGES, TOTAL_SECONDS, Measurement, Stage
-from gpustages.timing import summary
 from gpustages.warming import PROCESSES, every
 
 ROOT = Path(__file__).parents[2]
@@ -197,12 +196,6 @@ def test_kernels_to_compile_are_shared_out_without_loss() -> None:
 def test_what_a_process_that_compiles_is_given_can_be_sent_to_it(place: Place) -> None:
     sent = pickle.loads(pickle.dumps((replace(place), checks._calls, attention._tile_calls)))
     assert (sent[0].device, sent[0].dtype) == (place.device, place.dtype)
-
-
-def test_a_median_and_a_spread_are_those_of_the_times() -> None:
-    timing = summary([5.0, 1.0, 2.0, 4.0, 3.0, 100.0, 0.5, 6.0, 7.0, 8.0, 9.0], "graph")
-    assert (timing.ms, timing.low, timing.high, timing.runs) == (5.0, 1.0, 9.0, 11)
-    assert summary([1.0, 2.0], "graph").ms == 1.5
 
 
 @pytest.mark.parametrize(
