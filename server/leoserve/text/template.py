@@ -52,6 +52,7 @@ class ChatTemplate:
     source: the Jinja text
     origin: where it comes from
     variables: names that the template reads and a caller may give in `extra`
+    knows_tools: whether it writes `tools` itself, when they are given in `extra`
 
     Nothing is added to a chat: without a system message there is no system turn, unless the template itself writes one.
     """
@@ -68,6 +69,7 @@ class ChatTemplate:
         named = tokenizer.named if tokenizer else {}
         self._globals = {"tools": None, "documents": None, **named}
         self.variables = self._program.variables - _GIVEN - named.keys()
+        self.knows_tools = "tools" in self._program.variables
 
     @classmethod
     def load(cls, folder: Path, override: str | None, tokenizer: Tokenizer) -> ChatTemplate:
@@ -155,7 +157,7 @@ class ChatTemplate:
         if isinstance(value, str):
             return self._tokenizer.control.mark(value, mark, edges=False) if self._tokenizer else value
         if isinstance(value, Mapping):
-            return {key: self._marked(part, mark) for key, part in value.items()}
+            return {self._marked(key, mark): self._marked(part, mark) for key, part in value.items()}
         if isinstance(value, list | tuple):
             return [self._marked(part, mark) for part in value]
         return value
@@ -217,7 +219,7 @@ def _strings(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
-        return [text for part in value.values() for text in _strings(part)]
+        return [text for parts in value.items() for text in _strings(parts)]
     if isinstance(value, list | tuple):
         return [text for part in value for text in _strings(part)]
     return []

@@ -33,7 +33,7 @@ MAX_LOGPROBS = 20
 NULL = {"type": "null"}
 
 # Names of the branches of a union; they are no part of a field's name in an error.
-BRANCHES = frozenset({"<text>", "<texts>", "<tokens>", "<token lists>", "<parts>"})
+BRANCHES = frozenset({"<text>", "<texts>", "<tokens>", "<token lists>", "<parts>", "<mode>", "<function>", "<allowed>"})
 
 
 class Body(BaseModel):
