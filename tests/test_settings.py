@@ -184,25 +184,6 @@ def test_variables_that_are_no_option_are_named_with_the_nearest_one() -> None:
     ]
 
 
-def test_keys_come_from_flags_and_from_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "keys"
-    path.write_text("# team one\nsecret-1\n\nsecret-2  \n", encoding="utf-8")
-    assert parse("--api-key", "secret-0", "--api-key-file", str(path)).api_keys() == [
-        "secret-0",
-        "secret-1",
-        "secret-2",
-    ]
-
-
-def test_a_key_file_without_a_key_does_not_open_the_server(tmp_path: Path) -> None:
-    path = tmp_path / "keys"
-    path.write_text("# nothing\n", encoding="utf-8")
-    with pytest.raises(SettingsError, match="holds no key"):
-        parse("--api-key-file", str(path)).api_keys()
-    with pytest.raises(SettingsError, match="no such file"):
-        parse("--api-key-file", str(tmp_path / "none")).api_keys()
-
-
 def test_keys_and_tokens_are_never_printed() -> None:
     settings = parse("--api-key", "secret-0", "--hf-token", "secret-1", "--port", "1")
     assert "secret" not in repr(settings)

@@ -24,7 +24,9 @@ LATENCY = (
 )  # fmt: skip
 TOKENS = (1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0)
 
-Rejection = Literal["overloaded", "never_fits", "unavailable", "invalid", "unauthorized", "too_large"]
+Rejection = Literal[
+    "overloaded", "rate_limited", "never_fits", "unavailable", "invalid", "unauthorized", "too_large", "timeout"
+]
 Finish = Literal["stop", "length", "abort", "error"]
 
 

@@ -25,6 +25,7 @@ import leoserve
 from leoserve import checkpoint, demo, log
 from leoserve.engine.client import EngineClient
 from leoserve.engine.request import Ready
+from leoserve.keyfile import configured
 from leoserve.model.config import ModelConfig
 from leoserve.settings import Settings, unknown_variables
 from leoserve.text.template import ChatTemplate
@@ -51,7 +52,7 @@ def serve(settings: Settings) -> int:
     log.configure(settings.log_format, settings.log_level, requests=settings.log_requests)
     for line in unknown_variables(os.environ):
         logger.warning(line)
-    settings.api_keys()  # an unreadable key file is better known now than at the first request
+    keyed = bool(configured(settings))  # an unreadable key file is better known now than at the first request
     with bind(settings.host, settings.port) as listener:
         folder, names = locate(settings)
         ModelConfig.from_folder(folder)
@@ -61,7 +62,7 @@ def serve(settings: Settings) -> int:
         tell_configuration(settings, folder, listener)
         progress = settings.log_format == "text"
         config = settings.engine_config(folder, tokenizer.id_ranges, progress=progress)
-        engine = EngineClient(config, stall_timeout=settings.stall_timeout)
+        engine = EngineClient(config, tokens=tokenizer.token_table(), stall_timeout=settings.stall_timeout)
         try:
             with signals_held():
                 engine.spawn()
@@ -83,7 +84,7 @@ def serve(settings: Settings) -> int:
             engine.on_step = context.metrics.step
 
             def announce(ready: Ready) -> None:
-                tell_ready(settings, listener, names[0], template, ready, time.monotonic() - started)
+                tell_ready(settings, listener, names[0], template, ready, time.monotonic() - started, keyed)
 
             code = lifecycle.run(create_app(context), engine, listener, settings, announce)
         finally:
@@ -183,10 +184,15 @@ def tell_configuration(settings: Settings, folder: Path, listener: socket.socket
 
 
 def tell_ready(
-    settings: Settings, listener: socket.socket, model: str, template: ChatTemplate, ready: Ready, seconds: float
+    settings: Settings,
+    listener: socket.socket,
+    model: str,
+    template: ChatTemplate,
+    ready: Ready,
+    seconds: float,
+    keyed: bool,
 ) -> None:
     """The block that a new user acts on: where the server is, and a line to paste."""
-    keyed = bool(settings.api_keys())
     base = f"http://{reachable(listener)}/v1"  # without a proxy's path, which the proxy strips
     room = ready.num_blocks * ready.block_size
     if settings.log_format == "json":

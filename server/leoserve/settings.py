@@ -157,7 +157,8 @@ class Settings(BaseSettings):
     api_key_file: Path | None = option(
         None,
         "Server",
-        "File with one bearer key a line ('#' starts a comment). For keys kept as a mounted secret.",
+        "File with one bearer key a line ('#' starts a comment), read again when it changes. Behind a key may stand "
+        "requests_per_minute=N and tokens_per_minute=N. For keys kept as a mounted secret.",
         unset="none",
         metavar="FILE",
     )
@@ -321,6 +322,35 @@ class Settings(BaseSettings):
         unit="tokens",
         ge=0,
     )
+    requests_per_minute: int | None = option(
+        None,
+        "Limits",
+        "Requests that each key may send in a minute, or all clients together where no key is needed; beyond it a "
+        "client gets 429. Set it where one client could starve the others.",
+        unset="no limit",
+        ge=1,
+        le=10**9,
+    )
+    tokens_per_minute: int | None = option(
+        None,
+        "Limits",
+        "Tokens of prompts and answers that each key may use in a minute, or all clients together where no key is "
+        "needed; beyond it a client gets 429. Set it where one client could starve the others.",
+        unit="tokens",
+        unset="no limit",
+        ge=1,
+        le=10**12,
+    )
+    request_timeout: float | None = option(
+        None,
+        "Limits",
+        "How long one request may take from its arrival to the end of its answer; a longer one is ended with 504, or "
+        "with an error in its stream. Set it where nobody waits longer anyway.",
+        unit="s",
+        unset="no limit",
+        gt=0,
+        le=10**7,
+    )
     max_choices: int = option(
         128,
         "Limits",
@@ -399,25 +429,6 @@ class Settings(BaseSettings):
                 f"takes a token of every step: set --max-num-seqs to {tokens} or less, or --max-num-batched-tokens to "
                 f"{answers} or more"
             )
-
-    def api_keys(self) -> list[str]:
-        """The keys of --api-key and of --api-key-file. Raises SettingsError when the file cannot be read or is empty.
-
-        An empty file or key is an error, since it would otherwise open a server that was meant to be closed.
-        """
-        keys = list(self.api_key)
-        if not all(key.strip() for key in keys):
-            raise SettingsError("--api-key: the key is empty; give one, or leave the option out to let everybody in")
-        if self.api_key_file is not None:
-            try:
-                lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise SettingsError(f"--api-key-file {self.api_key_file}: {reason(error)}") from None
-            found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-            if not found:
-                raise SettingsError(f"--api-key-file {self.api_key_file}: holds no key; write one a line")
-            keys += found
-        return keys
 
     def engine_config(
         self, model: Path, token_ranges: Sequence[tuple[int, int]], *, progress: bool = True

@@ -79,7 +79,7 @@ class EngineDouble:
                     await self.resume.wait()
                 await asyncio.sleep(0)
                 for index in sorted(live):
-                    if (request.request_id, index) in self.aborts:
+                    if {(request.request_id, index), (request.request_id, None)} & set(self.aborts):
                         live.discard(index)
                         continue
                     output = self.output(request, index, tokens[index], step)
@@ -96,6 +96,7 @@ class EngineDouble:
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         self.aborts.append((request_id, index))
+        self.resume.set()
 
     def output(self, request: Request, index: int, tokens: Sequence[int], step: int) -> TokenOutput:
         params = request.params

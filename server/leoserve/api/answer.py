@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import secrets
 import string
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -15,7 +16,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
 from leoserve.api.context import ServerContext, context_of
-from leoserve.api.errors import as_api_error, bad_request, model_not_found, unavailable
+from leoserve.api.errors import ApiError, as_api_error, bad_request, model_not_found, unavailable
 from leoserve.api.generation import Generation, unless_gone
 from leoserve.api.protocol.base import SamplingFields, StreamOptions
 from leoserve.api.protocol.body import warning_headers
@@ -29,6 +30,7 @@ PLAIN = StreamOptions.model_validate({})
 PADDED_TO = 128  # bytes: the chunk sizes that `include_obfuscation` lets an observer tell apart
 LETTERS = string.ascii_letters + string.digits
 FAREWELL = 5.0  # seconds a stream may outlive the shutdown grace, to say why it ends
+Tell = Callable[[Delta, AsyncGenerator[Delta, None]], AsyncGenerator[bytes, None]]  # the bytes of each event
 
 
 class Shape(Protocol):
@@ -42,7 +44,14 @@ class Shape(Protocol):
 
 def begin(request: HttpRequest, endpoint: str) -> Record:
     """The record of a request that has just arrived."""
-    record = Record(context_of(request).metrics, request.state.request_id, endpoint)
+    context = context_of(request)
+    record = Record(
+        context.metrics,
+        request.state.request_id,
+        endpoint,
+        charge=request.state.charge,
+        timeout=context.settings.request_timeout,
+    )
     request.state.record = record
     return record
 
@@ -85,13 +94,18 @@ async def send_whole(request: HttpRequest, generation: Generation, shape: Shape)
 async def send_stream(
     request: HttpRequest, generation: Generation, shape: Shape, options: StreamOptions | None
 ) -> Response:
+    """A stream of chunks."""
+    return await send_events(request, generation, partial(events, generation, shape, options or PLAIN))
+
+
+async def send_events(request: HttpRequest, generation: Generation, tell: Tell) -> Response:
     """Server-sent events. The first delta is awaited before the headers go, so that an error until then has its own
     status."""
     settings = generation.context.settings
     deltas = generation.deltas()
     first = await unless_gone(request, anext(deltas))
     return EventSourceResponse(
-        events(generation, shape, options or PLAIN, first, deltas),
+        tell(first, deltas),
         headers={"Cache-Control": "no-cache", **warning_headers(request)},
         sep="\n",
         ping=settings.keep_alive,
@@ -115,11 +129,16 @@ async def events(
         if options.include_usage:
             yield frame(msgspec.json.encode(shape.usage_chunk() | {"usage": record.usage()}))
     except Exception as error:
-        api_error = as_api_error(error)
-        if api_error.status == 500:
-            logger.exception("request %s failed while it streamed", record.request_id)
-        yield frame(msgspec.json.encode(api_error.body()))
+        yield frame(msgspec.json.encode(failure(error, record).body()))
     yield DONE
+
+
+def failure(error: Exception, record: Record) -> ApiError:
+    """What the client of a stream is told about an exception, which is logged where it was not foreseen."""
+    api_error = as_api_error(error)
+    if api_error.status == 500:
+        logger.exception("request %s failed while it streamed", record.request_id)
+    return api_error
 
 
 def event(chunk: dict[str, Any], options: StreamOptions, record: Record) -> bytes:

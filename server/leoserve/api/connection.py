@@ -16,8 +16,9 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from leoserve.api.errors import ApiError, bad_request, error_response
+from leoserve.api.errors import ApiError, bad_request, error_response, rejection
 from leoserve.api.limits import RequestId
+from leoserve.metrics import Metrics
 
 MAX_HEAD_BYTES = 1 << 16  # of the URL and all header and trailer fields
 MAX_FIELDS = 256
@@ -112,7 +113,9 @@ class Connection(HttpToolsProtocol):
         self._refuse(self._fault or bad_request(msg))
 
     async def _served_later(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await RequestId(error_response(too_many_connections()))(scope, receive, send)
+        error = too_many_connections()
+        self._reject(error)
+        await RequestId(error_response(error))(scope, receive, send)
 
     def _count(self, size: int) -> None:
         """Raises ApiError, which the parser turns into its own error, when the head has grown too large."""
@@ -120,6 +123,12 @@ class Connection(HttpToolsProtocol):
         if self._head_bytes > MAX_HEAD_BYTES or self._fields > MAX_FIELDS:
             self._fault = head_too_large()
             raise self._fault
+
+    def _reject(self, error: ApiError) -> None:
+        """Count it, where the application has said how."""
+        metrics: Metrics | None = self.app_state.get("metrics")
+        if metrics is not None:
+            metrics.rejected(rejection(error))
 
     def _progress(self) -> None:
         self._heard = True
@@ -152,6 +161,7 @@ class Connection(HttpToolsProtocol):
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
+        self._reject(error)
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.close()
             return

@@ -22,6 +22,15 @@ logger = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER = 120  # seconds; OpenAI's SDK ignores a longer one
 MAX_ECHO = 120  # characters of a client's input that a message repeats
+REASONS: dict[int, Rejection] = {
+    401: "unauthorized",
+    408: "timeout",
+    413: "too_large",
+    429: "overloaded",
+    431: "too_large",
+    503: "unavailable",
+    504: "timeout",
+}
 CLIENT_CLOSED = 499  # nginx's status for a client that went away; it is logged, nobody receives it
 
 
@@ -37,7 +46,9 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        reason: Rejection | None = None,
     ) -> None:
+        """`reason`: under which it is counted, where status and code do not say it."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -45,6 +56,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
+        self.reason = reason
 
     def body(self) -> dict[str, dict[str, str | None]]:
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
@@ -93,6 +105,17 @@ def overloaded(message: str) -> ApiError:
     )
 
 
+def timed_out(seconds: float, *, begun: bool) -> ApiError:
+    """504 after `seconds`. Where the answer had `begun`, the same request would only take as long again."""
+    return ApiError(
+        504,
+        f"The request took longer than the {seconds:g} s that this server gives it.",
+        type="server_error",
+        code="request_timeout",
+        headers={"x-should-retry": "false"} if begun else {"Retry-After": "1"},
+    )
+
+
 def internal_error(message: str = "The server had an error while processing your request.") -> ApiError:
     return ApiError(500, message, type="server_error", code="internal_error")
 
@@ -104,6 +127,8 @@ def as_api_error(error: Exception) -> ApiError:
             return error
         case EngineRefused(kind="overloaded"):
             return overloaded(error.message)
+        case EngineRefused(kind="invalid_grammar"):
+            return bad_request(f"Invalid '{error.param}': {error.message}.", error.param)
         case EngineRefused():
             return bad_request(f"This request can never be served: {error.message}.", code="context_length_exceeded")
         case EngineUnavailable():
@@ -140,10 +165,11 @@ def shorten(value: object) -> str:
 
 def rejection(error: ApiError) -> Rejection:
     """Under which reason a refused request is counted."""
+    if error.reason is not None:
+        return error.reason
     if error.code == "context_length_exceeded":
         return "never_fits"
-    reasons: dict[int, Rejection] = {401: "unauthorized", 413: "too_large", 429: "overloaded", 503: "unavailable"}
-    return reasons.get(error.status, "invalid")
+    return REASONS.get(error.status, "invalid")
 
 
 async def on_error(request: Request, error: Exception) -> Response:

@@ -13,6 +13,7 @@ from fastapi import Request as HttpRequest
 from leoserve.api.context import Engine, ServerContext
 from leoserve.api.errors import ClientGone, bad_request, internal_error, unavailable
 from leoserve.api.record import Record
+from leoserve.api.sampling import context_length
 from leoserve.api.stream import Choice, Delta, TextOptions
 from leoserve.engine.client import EngineRefused, EngineUnavailable
 from leoserve.engine.request import Request, TokenLogprobs, TokenOutput
@@ -24,19 +25,21 @@ TURN = 64  # outputs after which a request with many waiting lets the others hav
 
 
 async def unless_gone(request: HttpRequest, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the client goes away. Raises ClientGone then.
+    """The result of `work`, which is cancelled when the client goes away or the request's time is over. Raises
+    ClientGone then, or ApiError 504.
 
     The body of `request` must have been read. Work in a thread learns of it from the request's record.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(disconnected(request))
+    record: Record = request.state.record
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
+        await asyncio.wait({task, gone}, timeout=record.time_left(), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone if gone.done() else record.too_late()
     finally:
-        request.state.record.gone = not task.done()
+        record.gone = not task.done()
         for future in (task, gone):
             future.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
@@ -96,6 +99,7 @@ class Generation:
     options: TextOptions
     choices: list[Choice] = field(init=False)
     prompt_logprobs: dict[int, list[TokenLogprobs | None]] = field(default_factory=dict)
+    expired: bool = False  # its time was over before its end
 
     def __post_init__(self) -> None:
         tokenizer = self.context.tokenizer
@@ -108,7 +112,11 @@ class Generation:
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """What each output adds, until every choice has ended. Raises EngineError or ApiError."""
+        if self.record.charge is not None and self.record.charge.limits_tokens:
+            self.record.charge.reserve(self.record.prompt_tokens + self.announced_tokens())
         reason: Finish | None = "abort"
+        left = self.record.time_left()
+        timer = None if left is None else asyncio.get_running_loop().call_later(left, self._expire)
         try:
             async with aclosing(outputs(self.context.engine, self.requests)) as stream:
                 async for number, output in stream:
@@ -118,6 +126,8 @@ class Generation:
                     choice = self.choices[number * request.params.n + output.index]
                     if choice.finish is None:
                         yield self._take(number, request, choice, output)
+            if self.expired:
+                raise self.record.too_late()
         except (EngineRefused, EngineUnavailable):
             reason = None  # it never began
             raise
@@ -125,9 +135,22 @@ class Generation:
             reason = "error"
             raise
         finally:
+            if timer is not None:
+                timer.cancel()
             for choice in self.choices:
                 if choice.finish is None and reason is not None:
                     self.record.note_end(choice, reason)
+
+    def announced_tokens(self) -> int:
+        """The most tokens of the answers, as far as the client has bounded them to less than the context's rest."""
+        context = context_length(self.context)
+        bounded = [one for one in self.requests if len(one.prompt) + one.params.max_tokens < context]
+        return sum(request.params.n * request.params.max_tokens for request in bounded)
+
+    def _expire(self) -> None:
+        self.expired = True
+        for request in self.requests:
+            self.context.engine.abort(request.request_id)
 
     def _take(self, number: int, request: Request, choice: Choice, output: TokenOutput) -> Delta:
         if output.finish_reason == "error":

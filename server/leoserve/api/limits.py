@@ -1,26 +1,32 @@
-"""What surrounds every request: its id, its line in the log, and a bound on its body.
+"""What surrounds every request: its id, its line in the log, what it has spent, and a bound on its body.
 
 Pure ASGI, so that streams pass through untouched.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from leoserve.api.errors import ApiError
+from leoserve.api.errors import ApiError, error_response, unavailable
+from leoserve.api.rates import Charge, header_names
 from leoserve.api.record import Record
 
+EXPOSED = ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry", "x-leoserve-warning", *header_names()]
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestId:
-    """Puts `x-request-id` on every response: the client's own when it is short and plain, else a new one.
+    """Puts `x-request-id` on every response: the client's own when it is short and plain, else a new one; and what is
+    left of the client's allowance.
 
-    At the end of a request, stream and all, it closes the record that the route left in `request.state.record`.
+    At the end of a request, stream and all, it closes the record that the route left in `request.state.record`, and
+    settles the charge in `request.state.charge`. A request that the server's end cancels is told so.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -34,21 +40,39 @@ class RequestId:
         request_id = given if SANE_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
 
-        status = 500  # until a response starts: so it stays when the app fails
+        status = 0  # until a response starts
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                charge: Charge | None = scope["state"].get("charge")
+                if charge is not None:
+                    headers.update(charge.allowance.headers())
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            if status:
+                raise
+            # Nothing but the server's end cancels a request, which would become a plain 500 after this.
+            await error_response(unavailable("draining", 5))(scope, receive, send_with_id)
         finally:
-            record: Record | None = scope["state"].get("record")
-            if record is not None:
-                record.close(status)
+            close(scope["state"], status or 500)
+
+
+def close(state: dict[str, Any], status: int) -> None:
+    """The request has ended: settle and log what it was."""
+    record: Record | None = state.get("record")
+    charge: Charge | None = state.get("charge")
+    if charge is not None:
+        computed = record is not None and record.outputs > 0
+        charge.settle(record.prompt_tokens + record.generated_tokens if record is not None and computed else 0)
+    if record is not None:
+        record.close(status)
 
 
 class BodyLimit:

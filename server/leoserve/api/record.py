@@ -6,7 +6,8 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from leoserve.api.errors import CLIENT_CLOSED, ClientGone
+from leoserve.api.errors import CLIENT_CLOSED, ApiError, ClientGone, timed_out
+from leoserve.api.rates import Charge
 from leoserve.api.stream import Choice
 from leoserve.engine.request import TokenOutput
 from leoserve.metrics import Finish, Metrics
@@ -21,6 +22,8 @@ class Record:
     metrics: Metrics
     request_id: str
     endpoint: str
+    charge: Charge | None = None  # what it takes of its client's allowance
+    timeout: float | None = None  # seconds, from its arrival to the end of its answer
     arrival: float = field(default_factory=time.monotonic)
     id: str = ""
     model: str = ""
@@ -38,6 +41,14 @@ class Record:
     @property
     def cached_tokens(self) -> int:
         return sum(self.cached.values())
+
+    def time_left(self) -> float | None:
+        """Seconds until it is ended, None when it may take as long as it likes."""
+        return None if self.timeout is None else max(0.0, self.arrival + self.timeout - time.monotonic())
+
+    def too_late(self) -> ApiError:
+        """What the client of a request that took too long is told."""
+        return timed_out(self.timeout or 0.0, begun=self.outputs > 0)
 
     def check_wanted(self) -> None:
         """Raises ClientGone when nobody waits for the answer: for long work in a thread, which nothing else ends."""
