@@ -6,8 +6,11 @@ import json
 import math
 
 import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from leoserve.api.logprobs import CompletionLogprobs, chat_logprobs, finite, prompt_logprobs
+from leoserve.api.logprobs import CompletionLogprobs, chat_logprobs, finite, prompt_logprobs, prompt_offsets
 from leoserve.api.stream import Token
 from leoserve.engine.request import TokenLogprobs
 from leoserve.text.tokenizer import Tokenizer
@@ -48,3 +51,42 @@ def test_a_prompts_tokens_are_told_by_id_with_their_ranks(tokenizer: Tokenizer) 
         "301": (-0.1, 1),
         "302": (-0.2, 2),
     }
+
+
+TEXTS = st.lists(
+    st.sampled_from([" ", "  ", "Köln", "und", "\n", "😀", "<|im_end|>", "<s>", "x", "ß."]), max_size=8
+).map("".join)
+shared_tokenizer = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@shared_tokenizer
+@given(text=TEXTS.filter(lambda text: "<s>" not in text[1:]))
+def test_offsets_point_to_the_tokens_of_a_written_prompt(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text, control_tokens=True)
+    offsets = list(prompt_offsets(tokenizer, ids, text))
+    assert offsets == sorted(offsets)
+    for token, offset, end in zip(ids, offsets, [*offsets[1:], len(text)], strict=True):
+        shown = text[offset:end]
+        name = tokenizer.token_text(token)
+        assert shown in (name, name.removeprefix(" "), "", "<s> ") or name.startswith("bytes:"), (token, shown)
+    if "😀" not in text:  # its bytes are tokens whose text nobody can show
+        assert "".join(text[a:b] for a, b in zip(offsets, [*offsets[1:], len(text)], strict=True)) == text[offsets[0] :]
+        assert not offsets or offsets[0] == 0
+
+
+@shared_tokenizer
+@given(text=TEXTS)
+def test_offsets_point_into_the_decoded_text_of_a_prompt_of_tokens(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text, control_tokens=True)
+    for number, offset in enumerate(prompt_offsets(tokenizer, ids, None)):
+        assert tokenizer.decode(ids[:number])[:offset] == tokenizer.decode(ids)[:offset]
+        assert offset >= len(tokenizer.decode(ids[:number]).rstrip("\ufffd"))
+
+
+@pytest.mark.parametrize(("written", "first"), [("Hallo", 0), ("<s>Hallo", 3), ("<s> Hallo", 3)])
+def test_a_bos_counts_where_the_client_wrote_it(tokenizer: Tokenizer, written: str, first: int) -> None:
+    ids = tokenizer.encode(written, control_tokens=True)
+    assert ids == tokenizer.encode("Hallo")
+    assert list(prompt_offsets(tokenizer, ids, written))[:2] == [0, first]

@@ -142,6 +142,16 @@ def test_bos_comes_once_whoever_writes_it(folders: dict[str, Path], source: str,
         assert tokenizer.encode(content, control_tokens=True).count(tokenizer.bos_id) == 1
 
 
+@settings(max_examples=100, deadline=None)
+@given(text=ORDINARY)
+def test_a_text_that_a_decoder_wrote_with_its_bos_is_read_back(ours: Tokenizer, truth: Any, text: str) -> None:
+    if not ours.vocabulary.byte_fallback:
+        return
+    ids = ours.encode(text)
+    assert ours.encode(truth.decode(ids), control_tokens=True) == ids
+    assert ours.encode(truth.decode(ids), control_tokens=True, add_bos=False) == ids, "a BOS that is written is meant"
+
+
 def test_bos_is_left_out_when_the_files_say_so(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, sentencepiece_like(legacy=True), add_bos_token=False)
     tokenizer = Tokenizer.load(folder)

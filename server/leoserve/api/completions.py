@@ -30,6 +30,7 @@ from leoserve.api.sampling import (
     truncated,
 )
 from leoserve.api.stream import Delta, TextOptions, Token
+from leoserve.api.structured import grammar_of
 from leoserve.engine.request import Request, SamplingParams
 
 
@@ -118,6 +119,7 @@ def parameters(context: ServerContext, body: CompletionRequest) -> SamplingParam
         choices=body.choices,
         logprobs=0 if ranked and body.logprobs is None else body.logprobs,
         prompt_logprobs=max(wanted, default=None),
+        grammar=grammar_of(body),
     )
 
 
@@ -226,16 +228,20 @@ class CompletionShape:
         """The text of the echoed prompt, as the client wrote it."""
         if not self.body.echo:
             return ""
+        written = self._written(prompt)
+        return self.tokenizer.decode(self.generation.requests[prompt].prompt) if written is None else written
+
+    def _written(self, prompt: int) -> str | None:
+        """The text that the client wrote as this prompt, if it did and all of it was read."""
         given = self.body.prompts[prompt]
-        if isinstance(given, str) and self.body.truncate_prompt_tokens is None:
-            return given
-        return self.tokenizer.decode(self.generation.requests[prompt].prompt)
+        return given if isinstance(given, str) and self.body.truncate_prompt_tokens is None else None
 
     def _prompt_part(self, prompt: int) -> CompletionLogprobs:
         """The log-probabilities of the echoed prompt; none without an echo."""
         told = CompletionLogprobs(self.tokenizer, self.body.logprobs or 0)
         if self.body.echo:
-            told.add_prompt(self.generation.requests[prompt].prompt, self.generation.prompt_logprobs[prompt])
+            tokens = self.generation.requests[prompt].prompt
+            told.add_prompt(tokens, self.generation.prompt_logprobs[prompt], self._written(prompt))
         return told
 
     def _about_prompt(self, prompt: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,14 +64,16 @@ class CompletionLogprobs:
         top.setdefault(self.tokens[-1], finite(logprobs.logprob))
         self.top_logprobs.append(top)
 
-    def add_prompt(self, prompt: Sequence[int], logprobs: Sequence[TokenLogprobs | None]) -> None:
-        """The tokens of an echoed prompt; `logprobs` one a token, None where there is no context to predict it from."""
-        detokenizer = Detokenizer(self.tokenizer, skip_special_tokens=False)
-        offset = 0
-        for token, its in zip(prompt, logprobs, strict=True):
+    def add_prompt(
+        self, prompt: Sequence[int], logprobs: Sequence[TokenLogprobs | None], written: str | None = None
+    ) -> None:
+        """The tokens of an echoed prompt; `logprobs` one a token, None where there is no context to predict it from.
+
+        `written`: the text that it was tokenized from, if that is what the echo shows.
+        """
+        offsets = prompt_offsets(self.tokenizer, prompt, written)
+        for token, offset, its in zip(prompt, offsets, logprobs, strict=True):
             self.add(token, offset, its)
-            if token not in self.tokenizer.special_ids:
-                offset += len(detokenizer.push(token))
 
     def add_answer(self, tokens: Sequence[Token], offset: int) -> None:
         """Generated tokens, whose own offsets count from `offset`."""
@@ -84,6 +87,28 @@ class CompletionLogprobs:
             "tokens": self.tokens,
             "top_logprobs": self.top_logprobs,
         }
+
+
+def prompt_offsets(tokenizer: Tokenizer, prompt: Sequence[int], written: str | None) -> Iterator[int]:
+    """For each token of a prompt, the characters before it in the echo of the prompt.
+
+    The echo is `written`, where control tokens may be spelled and the spaces that tokenizers add are missing, or else
+    the decoded tokens without control tokens.
+    """
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens=False)
+    pieces = codecs.getincrementaldecoder("utf-8")(errors=tokenizer.vocabulary.invalid_bytes)
+    offset = 0
+    for token in prompt:
+        yield offset
+        special = token in tokenizer.special_ids
+        if written is None:
+            offset += 0 if special else len(detokenizer.push(token))
+            continue
+        piece = pieces.decode(tokenizer.token_bytes(token))
+        if written.startswith(piece, offset):
+            offset += len(piece)
+        elif not special:  # else it is a BOS that was added
+            offset = min(offset + len(piece) - piece.startswith(" "), len(written))
 
 
 def prompt_logprobs(

@@ -89,11 +89,12 @@ class Tokenizer:
         """Ids of a plain text. BOS is put before it once when `add_bos` and the model has one.
 
         Control tokens spelled in `text` stay text, unless `control_tokens` says that the text may contain them: then a
-        BOS spelled at the beginning counts as the one BOS.
+        BOS spelled at the beginning counts as the one BOS, whatever `add_bos` says.
         """
         text = _sanitized(text)
         if control_tokens:
-            return self._with_bos(_ids(self._backend, text), add_bos)
+            spelled, text = self._split_bos(text)
+            return self._with_bos(spelled + _ids(self._backend, text), add_bos)
         return self._with_bos(self._encode_text(text, first=True), add_bos)
 
     def encode_prompt(self, prompt: RenderedPrompt) -> list[int]:
@@ -129,9 +130,21 @@ class Tokenizer:
         spaces = len(data) - len(data.lstrip(b" "))
         return data[min(spaces, self.vocabulary.leading_spaces) :].decode(errors=self.vocabulary.invalid_bytes)
 
-    def add_stop_id(self, token: int) -> None:
-        """One more id that ends an answer: a chat template's end of turn."""
-        self.stop_ids |= {token}
+    def _split_bos(self, text: str) -> tuple[list[int], str]:
+        """A BOS that is spelled at the beginning as decoders spell it, `<s> Text`, and the text after it.
+
+        The space is the one that the tokenizer puts before a text. As it stands, some tokenizers would put another.
+        """
+        bos = f"{self.named.get('bos_token')} "
+        if self.bos_id is None or not self._doubles_space or not text.startswith(bos):
+            return [], text
+        return [self.bos_id], text[len(bos) :]
+
+    @cached_property
+    def _doubles_space(self) -> bool:
+        """Whether a decoded text, encoded again as it stands, has one more space behind its BOS."""
+        again = _ids(self._backend, f"{self.named.get('bos_token')} a")
+        return self.vocabulary.leading_spaces > 0 and again[1:] != _ids(self._backend, "a")
 
     def _with_bos(self, ids: list[int], add_bos: bool) -> list[int]:
         if self.bos_id is None:
@@ -139,7 +152,7 @@ class Tokenizer:
         start = 0
         while start < len(ids) and ids[start] == self.bos_id:
             start += 1
-        wanted = add_bos and (self._adds_bos or start > 0)
+        wanted = start > 0 or (add_bos and self._adds_bos)
         return [self.bos_id, *ids[start:]] if wanted else ids[start:]
 
     def _encode_marked(self, text: str, mark: str) -> list[int]:
