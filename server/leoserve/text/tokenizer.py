@@ -130,6 +130,10 @@ class Tokenizer:
         spaces = len(data) - len(data.lstrip(b" "))
         return data[min(spaces, self.vocabulary.leading_spaces) :].decode(errors=self.vocabulary.invalid_bytes)
 
+    def add_stop_id(self, token: int) -> None:
+        """One more id that ends an answer: a chat template's end of turn."""
+        self.stop_ids |= {token}
+
     def _split_bos(self, text: str) -> tuple[list[int], str]:
         """A BOS that is spelled at the beginning as decoders spell it, `<s> Text`, and the text after it.
 
