@@ -79,6 +79,8 @@ def served(place: Place, shape: Shape, multiply: Multiply, *, deterministic: boo
 
 def cost(entry: Measurement, usual: Measurement) -> Measurement:
     """Of one mode against the other, by the rate that both have."""
-    rate = next(rate for rate in RATES if rate in entry)
+    rate = next((rate for rate in RATES if rate in entry and rate in usual), None)
+    if rate is None:
+        return {"name": f"{entry['name']}: the cost", "note": "not known: one of the two was not measured"}
     note = f"{1 - entry[rate] / usual[rate]:.1%} less than by default"
     return {"name": f"{entry['name']}: the cost", "cost": 1 - entry[rate] / usual[rate], "note": note}

@@ -176,7 +176,7 @@ def _empty(
 def _metadata(rows: Sequence[tuple[int, int]], table: Tensor, block_size: int) -> AttentionMetadata:
     query_lens, context_lens = [count for _, count in rows], [start + count for start, count in rows]
     starts = torch.tensor([0, *query_lens]).cumsum(0).int()
-    row = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(query_lens)).to(table.device)
+    row = torch.tensor([number for number, count in enumerate(query_lens) for _ in range(count)], device=table.device)
     place = torch.cat([torch.arange(start, start + count) for start, count in rows]).to(table.device)
     return AttentionMetadata(
         num_decode=sum(count == 1 for count in query_lens),

@@ -87,12 +87,15 @@ def time_per_token(
 ) -> Measurement:
     """Between outputs, while all sequences generate; the ceiling is weights and cache at copy bandwidth."""
     made.generate(*request(place, batch), ahead=ahead)
+    name = f"{shape.name} decode, B{batch}{note}"
     gaps = made.gaps(batch)
+    if not gaps:
+        return {"name": name, "note": "not measured: no two steps had all sequences in them"}
     timing = summary(gaps, "engine")
     _, prompt, answer = request(place, batch)
     moved = weight_bytes(model) + batch * (prompt + answer // 2) * shape.kv_bytes(model.kv_dtype.itemsize)
     return {
-        "name": f"{shape.name} decode, B{batch}{note}",
+        "name": name,
         "tokens_s": batch / timing.ms * 1e3,
         "ceiling_tokens_s": batch * place.bytes_a_second / moved,
         **timing.entry(),
