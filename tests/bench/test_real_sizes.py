@@ -1,7 +1,7 @@
-"""Stages with the sizes of a GPU, over tensors that have shapes and no numbers: nothing in them is left for a GPU to find.
+"""Stages with the sizes of a GPU, over tensors that have shapes and no numbers: no typo is left for a GPU to find.
 
-What a tiny run never reaches runs here: LeoLM's shapes, every batch, all tiles. Kernels are launched for their arguments
-alone; a network has one layer instead of dozens.
+What a tiny run never reaches runs here: LeoLM's shapes, every batch, all tiles. Kernels are launched for the sake of
+their arguments; a network has one layer instead of dozens.
 """
 
 from __future__ import annotations
