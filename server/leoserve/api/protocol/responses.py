@@ -68,9 +68,9 @@ Stateful = Annotated[Any, stateless()]
 class InputPart(Body):
     """A part of a text. Images, sound and files cannot be read, and nothing is ever fetched."""
 
-    type: Annotated[str, AfterValidator(is_text), one_of(*PARTS)]
-    text: str | None = None
-    refusal: str | None = None
+    type: Annotated[str, AfterValidator(is_text), one_of(*PARTS)] = Field(description="Only parts of text are read.")
+    text: str | None = Field(None, description="The text.")
+    refusal: str | None = Field(None, description="The text of a refusal.")
     annotations: list[Any] | None = ignored()
     logprobs: list[Any] | None = ignored()
     prompt_cache_breakpoint: dict[str, Any] | None = ignored()
@@ -100,18 +100,18 @@ class Item(Body):
 class MessageItem(Item):
     """A message. `type` may be left out."""
 
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text
+    type: Literal["message"] = Field("message", description="Always `message`.")
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="A developer speaks as the system.")
+    content: Text = Field(description="A text, or parts of text.")
     phase: str | None = ignored()
 
 
 class CallItem(Item):
     """A call that the model has made."""
 
-    type: Literal["function_call"]
-    call_id: Annotated[str, Field(min_length=1, max_length=MAX_ID)]
-    name: Annotated[str, Field(max_length=MAX_ID)]
+    type: Literal["function_call"] = Field(description="Always `function_call`.")
+    call_id: Annotated[str, Field(min_length=1, max_length=MAX_ID)] = Field(description="What its result repeats.")
+    name: Annotated[str, Field(max_length=MAX_ID)] = Field(description="The function that was called.")
     arguments: str = Field(description="The arguments as JSON text.")
     namespace: str | None = ignored()
     caller: dict[str, Any] | None = ignored()
@@ -121,9 +121,9 @@ class CallItem(Item):
 class ResultItem(Item):
     """What came of a call."""
 
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output"] = Field(description="Always `function_call_output`.")
     call_id: str = Field(description="That of a call earlier in `input`.")
-    output: Text
+    output: Text = Field(description="A text, or parts of text.")
     name: str | None = ignored()
     namespace: str | None = ignored()
     caller: dict[str, Any] | None = ignored()
@@ -132,7 +132,7 @@ class ResultItem(Item):
 class ReasoningItem(Item):
     """What another model has thought. Accepted, and not shown to this one."""
 
-    type: Literal["reasoning"]
+    type: Literal["reasoning"] = Field(description="Always `reasoning`.")
     summary: list[Any] | None = ignored()
     content: list[Any] | None = ignored()
     encrypted_content: str | None = ignored()
@@ -170,7 +170,7 @@ Input = Annotated[
 class TextFormat(Body):
     """What the text must be. `name` and `schema` belong to `json_schema`."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Literal["text", "json_object", "json_schema"] = Field(description="Any text, a JSON object, or a schema's.")
     name: Name | None = Field(None, description="Of the schema; needed with `json_schema`.")
     schema_: dict[str, Any] | None = Field(None, alias="schema", description="Needed with `json_schema`.")
     strict: bool | None = ignored("Every schema is followed strictly.")
@@ -192,8 +192,8 @@ class TextConfig(Body):
 class FunctionTool(Body):
     """A function that the model may call."""
 
-    type: Annotated[str, AfterValidator(is_function), one_of("function")]
-    name: Name
+    type: Annotated[str, AfterValidator(is_function), one_of("function")] = Field(description="Always `function`.")
+    name: Name = Field(description="Letters, digits, `_` and `-`, at most 64.")
     description: str | None = Field(None, description="What it does, for the model to know when to call it.")
     parameters: dict[str, Any] | None = Field(None, description="A JSON schema of the arguments.")
     strict: bool = Field(True, description="The arguments follow the schema even where the model decides to call.")
@@ -212,14 +212,14 @@ class FunctionTool(Body):
 
 
 class AllowedTool(Body):
-    type: Annotated[str, AfterValidator(is_function), one_of("function")]
-    name: str
+    type: Annotated[str, AfterValidator(is_function), one_of("function")] = Field(description="Always `function`.")
+    name: str = Field(description="One of the names in `tools`.")
 
 
 class ToolChoice(Body):
     """One function that must be called; or those that may or must be."""
 
-    type: Literal["function", "allowed_tools"]
+    type: Literal["function", "allowed_tools"] = Field(description="One function, or a choice of some.")
     name: str | None = Field(None, description="The function's; only with `function`.")
     mode: Literal["auto", "required"] | None = Field(None, description="Only with `allowed_tools`.")
     tools: list[AllowedTool] | None = Field(None, description="Only with `allowed_tools`.")
@@ -336,7 +336,11 @@ class ResponsesRequest(SamplingFields):
 
     @property
     def items(self) -> list[InputItem]:
-        return [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        return (
+            [MessageItem(type="message", role="user", content=self.input)]
+            if isinstance(self.input, str)
+            else self.input
+        )
 
     @property
     def wanted_logprobs(self) -> int | None:
