@@ -33,13 +33,18 @@ FAREWELL = 5.0  # seconds a stream may outlive the shutdown grace, to say why it
 Tell = Callable[[Delta, AsyncGenerator[Delta, None]], AsyncGenerator[bytes, None]]  # the bytes of each event
 
 
-class Shape(Protocol):
+class WholeShape(Protocol):
+    """How one endpoint tells an answer in one piece. It sees every delta once."""
+
+    def add(self, delta: Delta) -> None: ...
+    def whole(self) -> dict[str, Any]: ...
+
+
+class Shape(WholeShape, Protocol):
     """How one endpoint tells an answer. It sees every delta once, as a chunk or for the whole."""
 
     def chunks(self, delta: Delta) -> Iterable[dict[str, Any]]: ...
     def usage_chunk(self) -> dict[str, Any]: ...
-    def add(self, delta: Delta) -> None: ...
-    def whole(self) -> dict[str, Any]: ...
 
 
 def begin(request: HttpRequest, endpoint: str) -> Record:
@@ -78,7 +83,7 @@ def cache_salt(request: HttpRequest, body: SamplingFields) -> str:
     return f"{key_hash.hex()[:32] if key_hash else ''}:{body.cache_salt or ''}"
 
 
-async def send_whole(request: HttpRequest, generation: Generation, shape: Shape) -> Response:
+async def send_whole(request: HttpRequest, generation: Generation, shape: WholeShape) -> Response:
     """One JSON response, when everything is there."""
 
     async def collect() -> None:
