@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch
 from gpustages import attention, checks
 from gpustages.command import Outcome, _read, run_stages
 from gpustages.idle import busy_time
+from gpustages.machine import SERVER_NEEDS
 from gpustages.place import Place
 from gpustages.results import Results
 from gpustages.stages import BY_NAME, STAGES, TOTAL_SECONDS, Measurement, Stage
@@ -204,3 +207,18 @@ def test_what_a_process_that_compiles_is_given_can_be_sent_to_it(place: Place) -
 )
 def test_time_that_kernels_overlap_counts_once(spans: list[tuple[float, float]], busy: float, whole: float) -> None:
     assert busy_time(spans) == (busy, whole)
+
+
+# Of what the server needs, what a machine with PyTorch, Triton and transformers has anyway.
+THERE = {"huggingface_hub", "jinja2", "numpy", "prometheus_client", "protobuf", "psutil", "pydantic", "pyyaml",
+         "safetensors", "sentencepiece", "tokenizers", "torch", "tqdm", "transformers", "uvloop"}  # fmt: skip
+
+
+def test_what_the_server_needs_is_among_the_wheels_that_travel_or_there_anyway() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    said = (ROOT / "bench/gpu.py").read_text()
+    needed = {re.split(r"[<>=;]", line)[0]: line for line in project["dependencies"]}
+    assert [line for name, line in needed.items() if name not in THERE and f"'{line}'" not in said] == []
+    modules = {"pyzmq": "zmq", "throttled-py": "throttled"}
+    travel = {modules.get(name, name).replace("-", "_") for name in needed.keys() - THERE}
+    assert travel <= set(SERVER_NEEDS)
