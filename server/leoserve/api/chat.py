@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
+from itertools import chain, groupby
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -20,7 +21,10 @@ from leoserve.api.protocol.chat import ChatRequest
 from leoserve.api.record import Record
 from leoserve.api.sampling import check_length, check_logprobs, check_size, context_length, sampling_params, truncated
 from leoserve.api.stream import Delta, TextOptions, Token
+from leoserve.api.structured import grammar_of
+from leoserve.api.tools import call_id, finish_reason, grammar_for, render_chat, told_texts
 from leoserve.engine.request import Request
+from leoserve.text.calls import CallPiece
 from leoserve.text.template import RenderedPrompt, TemplateError
 
 
@@ -46,7 +50,8 @@ def prepare(context: ServerContext, body: ChatRequest, record: Record, salt: str
     record.check_wanted()
     record.id = f"chatcmpl-{uuid.uuid4().hex}"
     limit = context_length(context)
-    check_size(context, body, (message.text() for message in body.messages), "messages")
+    said = (text for message in body.messages for text in message.texts())
+    check_size(context, body, chain(said, told_texts(body.calling)), "messages")
     rendered = render(context, body)
     record.check_wanted()
     prompt = context.tokenizer.encode_prompt(rendered)
@@ -59,6 +64,7 @@ def prepare(context: ServerContext, body: ChatRequest, record: Record, salt: str
         choices=body.n,
         logprobs=body.wanted_logprobs,
         prompt_logprobs=body.prompt_logprobs,
+        grammar=grammar_for(body.calling, grammar_of(body)),
     )
     options = TextOptions(
         stop=body.stop_strings,
@@ -67,6 +73,7 @@ def prepare(context: ServerContext, body: ChatRequest, record: Record, salt: str
         min_tokens=body.min_tokens,
         logprobs=body.wanted_logprobs,
         token_ids=body.return_token_ids,
+        calling=body.calling,
     )
     request = Request(
         request_id=record.id, prompt=prompt, params=params, arrival=record.arrival, priority=body.priority, salt=salt
@@ -85,8 +92,10 @@ def render(context: ServerContext, body: ChatRequest) -> RenderedPrompt:
             raise bad_request(message, "chat_template_kwargs")
     add_prompt = body.add_generation_prompt
     try:
-        return template.render(
-            [message.for_template() for message in body.messages],
+        return render_chat(
+            template,
+            [message.in_newer_form() for message in body.messages],
+            body.calling,
             add_generation_prompt=not body.continue_final_message if add_prompt is None else add_prompt,
             continue_final_message=body.continue_final_message,
             extra=body.chat_template_kwargs,
@@ -111,22 +120,56 @@ class ChatShape:
             "system_fingerprint": generation.context.fingerprint(),
         }
         self.texts = [""] * len(generation.choices)
+        self.calls: list[list[dict[str, Any]]] = [[] for _ in generation.choices]
         self.tokens: list[list[Token]] = [[] for _ in generation.choices]
         self.finishes: list[str | None] = [None] * len(generation.choices)
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        """The role; text with its tokens; the end."""
+        """The role; text or more of a call, with the tokens it came from; the end.
+
+        Where there may be calls, the content begins as null, which it stays when nothing but calls is said.
+        """
         if delta.first:
-            chunk = self._chunk(delta.index, {"role": "assistant", "content": ""})
+            chunk = self._chunk(
+                delta.index, {"role": "assistant", "content": "" if self.body.calling is None else None}
+            )
             if delta.index == 0:
                 chunk |= self._about_prompt()
             yield chunk
-        if delta.text or delta.tokens:
-            chunk = self._chunk(delta.index, {"content": delta.text})
-            chunk["choices"][0] |= self._about_tokens(delta.tokens)
+        parts = [{"content": delta.text}] if delta.text else []
+        parts += self._call_deltas(delta)
+        if delta.tokens and not parts:
+            parts.append({"content": ""} if self.body.calling is None else {})
+        tokens = delta.tokens
+        for part in parts:
+            chunk = self._chunk(delta.index, part)
+            chunk["choices"][0] |= self._about_tokens(tokens)
+            tokens = []
             yield chunk
         if delta.finish is not None:
-            yield self._chunk(delta.index, {}, delta.finish)
+            yield self._chunk(delta.index, {}, self._finish(delta))
+
+    def _call_deltas(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        """What is new of each call."""
+        for index, group in groupby(delta.calls, key=lambda piece: piece.index):
+            pieces = list(group)
+            function: dict[str, str] = {"arguments": "".join(piece.arguments for piece in pieces)}
+            name = pieces[0].name
+            if name is not None:
+                function = {"name": name} | function
+            elif not function["arguments"] and not delta.tokens:
+                continue
+            if self.body.functions:
+                yield {"function_call": function}
+            elif name is None:
+                yield {"tool_calls": [{"index": index, "function": function}]}
+            else:
+                yield {"tool_calls": [{"index": index, "id": call_id(), "type": "function", "function": function}]}
+
+    def _finish(self, delta: Delta) -> str | None:
+        calls = self.generation.choices[delta.index].calls
+        reason = finish_reason(delta.finish, calls, self.body.calling)
+        return "function_call" if reason == "tool_calls" and self.body.functions else reason
 
     def usage_chunk(self) -> dict[str, Any]:
         return {**self.head, "choices": []}
@@ -134,13 +177,15 @@ class ChatShape:
     def add(self, delta: Delta) -> None:
         self.texts[delta.index] += delta.text
         self.tokens[delta.index] += delta.tokens
-        self.finishes[delta.index] = delta.finish
+        self.finishes[delta.index] = self._finish(delta)
+        for piece in delta.calls:
+            add_piece(self.calls[delta.index], piece)
 
     def whole(self) -> dict[str, Any]:
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": text, "refusal": None},
+                "message": self._message(text, self.calls[index]),
                 **({"logprobs": None} | self._about_tokens(self.tokens[index])),
                 "finish_reason": self.finishes[index],
             }
@@ -148,7 +193,14 @@ class ChatShape:
         ]
         return {**self.head, "choices": choices, "usage": self.generation.record.usage(), **self._about_prompt()}
 
-    def _chunk(self, index: int, delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+    def _message(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message["content"] = text or None
+            message |= {"function_call": calls[0]["function"]} if self.body.functions else {"tool_calls": calls}
+        return message
+
+    def _chunk(self, index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
         return {**self.head, "choices": [choice]}
 
@@ -171,3 +223,10 @@ class ChatShape:
             told = self.generation.prompt_logprobs[0]
             about["prompt_logprobs"] = prompt_logprobs(self.tokenizer, prompt, told, self.body.prompt_logprobs)
         return about
+
+
+def add_piece(calls: list[dict[str, Any]], piece: CallPiece) -> None:
+    """Put more of a call to the calls of a whole message."""
+    if piece.name is not None:
+        calls.append({"id": call_id(), "type": "function", "function": {"name": piece.name, "arguments": ""}})
+    calls[piece.index]["function"]["arguments"] += piece.arguments

@@ -1,6 +1,7 @@
-"""From the engine's tokens to what a client may see: text, log-probabilities, ends. Both endpoints share it.
+"""From the engine's tokens to what a client may see: text, calls, log-probabilities, ends. All endpoints share it.
 
-Text that may yet become a stop string is held back, and with it the tokens that it came from.
+Text that may yet become a call or a stop string is held back, and with it the tokens that it came from. Stop strings
+are looked for in the text beside calls: what ends a sentence must not break JSON.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from leoserve.engine.request import TokenLogprobs, TokenOutput
+from leoserve.text.calls import CallParser, CallPiece, Content, Piece
 from leoserve.text.detokenize import Detokenizer
 from leoserve.text.stop import StopStrings
 from leoserve.text.tokenizer import Tokenizer
+from leoserve.text.tools import Calling
 
 Finish = Literal["stop", "length"]
 
@@ -26,6 +29,7 @@ class TextOptions:
     min_tokens: before this many tokens stop strings are not looked for
     logprobs: how many alternatives to report beside each chosen token; None reports no tokens
     token_ids: report the tokens, and also those that the text does not show (of the stop string; the stop token)
+    calling: the functions that the answer may call; None: all of it is text
     """
 
     stop: Sequence[str] = ()
@@ -34,6 +38,7 @@ class TextOptions:
     min_tokens: int = 0
     logprobs: int | None = None
     token_ids: bool = False
+    calling: Calling | None = None
 
 
 @dataclass(slots=True)
@@ -53,6 +58,7 @@ class Delta:
     index: int
     first: bool = False
     text: str = ""
+    calls: list[CallPiece] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     finish: Finish | None = None
 
@@ -65,10 +71,13 @@ class Choice:
         self.options = options
         self.generated = 0  # tokens, also those not shown
         self.finish: Finish | None = None
+        self.calls = 0  # that have begun
         self.logprob_sum = 0.0
         self.first_at = self.last_at = 0.0  # time.monotonic() of the first and the last tokens
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=options.skip_special, prompt_ids=prompt)
         self._stops = StopStrings(options.stop, include=options.include_stop) if options.stop else None
+        self._parser = CallParser(options.calling.allowed) if options.calling is not None else None
+        self._ends_at_call = options.calling is not None and options.calling.single
         self._keep_tokens = options.logprobs is not None or options.token_ids
         self._decoded = 0  # characters of text, also those held back
         self._shown = 0  # characters given out
@@ -108,18 +117,47 @@ class Choice:
         self._show(delta, text, look_for_stops=self.generated >= self.options.min_tokens)
 
     def _show(self, delta: Delta, text: str, *, look_for_stops: bool = True) -> None:
-        """Give out `text` as far as it is safe, and the tokens it completes. Sets `finish` at a stop string."""
+        """Give out `text` as far as it is safe, and the tokens it completes. Sets `finish` at a stop string, or where
+        the one call is complete that an answer may have."""
+        before = self._shown
+        if self._parser is None:
+            self._give(delta, text, self._decoded, look_for_stops)
+        else:
+            for piece in self._parser.push(text):
+                self._take(delta, piece, look_for_stops)
+                if self._ends_at_call and isinstance(piece, CallPiece) and piece.complete:
+                    delta.finish = "stop"
+                if delta.finish is not None:
+                    break
+        if delta.finish is not None:
+            self._release_all(delta)
+        elif self._shown > before:
+            while self._waiting and self._waiting[0].end <= self._shown:
+                delta.tokens.append(self._waiting.popleft())
+
+    def _take(self, delta: Delta, piece: Piece, look_for_stops: bool) -> None:
+        if isinstance(piece, Content):
+            self._give(delta, piece.text, piece.end, look_for_stops)
+            return
+        delta.text += self._flush_stops()  # no stop string goes on across a call
+        delta.calls.append(piece)
+        self.calls = piece.index + 1
+        self._shown = piece.end
+
+    def _give(self, delta: Delta, text: str, end: int, look_for_stops: bool) -> None:
+        """Give out text beside calls, which ends at character `end` of the answer."""
+        held = 0 if self._stops is None else self._stops.held
+        begin = end - len(text) - held
         found = None
         if self._stops is not None and look_for_stops:
             text, found = self._stops.push(text)
         delta.text += text
-        self._shown += len(text)
+        self._shown = begin + len(text)
         if found is not None:
             delta.finish = "stop"
-            self._release_all(delta)
-        elif text:
-            while self._waiting and self._waiting[0].end <= self._shown:
-                delta.tokens.append(self._waiting.popleft())
+
+    def _flush_stops(self) -> str:
+        return "" if self._stops is None else self._stops.flush()
 
     def _end(self, delta: Delta, finish: Finish) -> None:
         """The engine ended the choice: what was held back is text after all, unless it completes a stop string."""
@@ -127,16 +165,20 @@ class Choice:
         if rest:
             self._decoded += len(rest)
             self._show(delta, rest)
+        for piece in self._parser.flush() if self._parser is not None and delta.finish is None else ():
+            self._take(delta, piece, look_for_stops=True)
+            if delta.finish is not None:
+                self._release_all(delta)
+                break
         if delta.finish is None:
-            held = self._stops.flush() if self._stops is not None else ""
-            delta.text += held
-            self._shown += len(held)
+            delta.text += self._flush_stops()
+            self._shown = self._decoded
             delta.finish = finish
             delta.tokens.extend(self._waiting)
             self._waiting.clear()
 
     def _release_all(self, delta: Delta) -> None:
-        """After a stop string: the tokens with a visible character, or all when their ids were asked for."""
+        """The answer ends before its tokens do: those with a visible character, or all when ids were asked for."""
         for token in self._waiting:
             if token.start < self._shown or self.options.token_ids:
                 delta.tokens.append(token)

@@ -65,9 +65,7 @@ def _content(content: Grammar) -> str:
     match content.kind:
         case "json_schema":
             schema = json.loads(content.source)
-            if isinstance(schema, dict):
-                schema.setdefault("x-guidance", _SPACING)
-            return f"%json {json.dumps(schema)}"
+            return f"%json {json.dumps({**schema, 'x-guidance': _SPACING})}"
         case "regex":
             return f"/(?:{_slashes_escaped(content.source)})/"
         case _:

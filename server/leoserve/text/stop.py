@@ -34,6 +34,11 @@ class StopStrings:
         """The stop string that ended the text."""
         return self._found
 
+    @property
+    def held(self) -> int:
+        """How many characters are held back."""
+        return len(self._held)
+
     def push(self, text: str) -> tuple[str, str | None]:
         """New text; returns (text that is safe to send, the stop string that matched or None).
 

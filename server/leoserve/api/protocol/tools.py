@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from leoserve.api.protocol.base import Body
+from leoserve.api.protocol.base import Body, ignored
 from leoserve.text.tools import Tool
 
 MAX_TOOLS = 128
@@ -73,9 +73,19 @@ ToolChoice = Annotated[
 ]
 
 
+FunctionCallChoice = Annotated[
+    Annotated[Literal["none", "auto"], Tag("<mode>")] | Annotated[FunctionName, Tag("<function>")],
+    Discriminator(kind_of_choice),
+]
+
+
 class CalledFunction(Body):
-    name: str = Field(max_length=MAX_ID, description="The function that was called.")
+    name: Annotated[str, Field(max_length=MAX_ID)] = Field(description="The function that was called.")
     arguments: str = Field(description="Its arguments, as JSON text.")
+    parsed_arguments: Any = ignored("What the SDK adds to a call that it has parsed; accepted, without effect.")
+
+    def for_template(self) -> dict[str, Any]:
+        return {"name": self.name, "arguments": self.arguments}
 
 
 class MessageToolCall(Body):
@@ -87,5 +97,4 @@ class MessageToolCall(Body):
     index: int | None = Field(None, description="Of streamed calls: accepted, without effect.")
 
     def for_template(self) -> dict[str, Any]:
-        function = {"name": self.function.name, "arguments": self.function.arguments}
-        return {"id": self.id, "type": self.type, "function": function}
+        return {"id": self.id, "type": self.type, "function": self.function.for_template()}
