@@ -310,6 +310,9 @@ async def test_the_older_form_is_answered_in_its_own_shape(server: Running) -> N
     assert whole["finish_reason"] == "function_call"
     named = await choice_of(server, tools=None, functions=functions, function_call={"name": "wetter"})
     assert named["finish_reason"] == "stop"
+    forced = server.engine.requests[-1].params.grammar
+    assert forced is not None
+    assert forced.param == "functions", "where an error of the schema is to be looked for"
     none = await choice_of(server, tools=None, functions=functions, function_call="none")
     assert none["message"]["content"] == KOELN
     name = arguments = ""

@@ -64,7 +64,7 @@ def prepare(context: ServerContext, body: ChatRequest, record: Record, salt: str
         choices=body.n,
         logprobs=body.wanted_logprobs,
         prompt_logprobs=body.prompt_logprobs,
-        grammar=grammar_for(body.calling, grammar_of(body)),
+        grammar=grammar_for(body.calling, grammar_of(body), "functions" if body.functions else "tools"),
     )
     options = TextOptions(
         stop=body.stop_strings,

@@ -11,6 +11,8 @@ import string
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import msgspec
+
 from leoserve.api.errors import ApiError, bad_request, shorten
 from leoserve.engine.request import Grammar
 from leoserve.text.callgrammar import CannotCombine, call_grammar
@@ -128,14 +130,15 @@ def told_texts(calling: Calling | None) -> Iterator[str]:
         yield json.dumps(tool.parameters, ensure_ascii=False)
 
 
-def grammar_for(calling: Calling | None, content: Grammar | None) -> Grammar | None:
-    """What the answer must be. `content`: what its text must be. Raises ApiError."""
+def grammar_for(calling: Calling | None, content: Grammar | None, field: str = "tools") -> Grammar | None:
+    """What the answer must be. `content`: what its text must be; `field`: where the functions stand. Raises ApiError."""
     if calling is None:
         return content
     try:
-        return call_grammar(calling, content)
+        grammar = call_grammar(calling, content)
     except CannotCombine as error:
-        raise bad_request(str(error), content.param if content is not None else "tools") from None
+        raise bad_request(str(error), content.param if content is not None else field) from None
+    return None if grammar is None else msgspec.structs.replace(grammar, param=field)
 
 
 def finish_reason(finish: str | None, calls: int, calling: Calling | None) -> str | None:
