@@ -131,7 +131,7 @@ def told_texts(calling: Calling | None) -> Iterator[str]:
 
 
 def grammar_for(calling: Calling | None, content: Grammar | None, field: str = "tools") -> Grammar | None:
-    """What the answer must be. `content`: what its text must be; `field`: where the functions stand. Raises ApiError."""
+    """What the answer must be. `content`: what its text must be; `field`: the functions' field. Raises ApiError."""
     if calling is None:
         return content
     try:
