@@ -143,7 +143,9 @@ async def serving(checkpoint: Path, tokenizer: Tokenizer, **options: Any) -> Asy
         root_path=settings.root_path,
     )
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    # Said to be TCP, or else asyncio leaves Nagle's algorithm on, which holds answers up for 40 ms.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
         task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
             await asyncio.sleep(0.001)

@@ -201,6 +201,8 @@ class CompletionShape:
             logprobs = self._prompt_part(prompt).as_dict() if self.body.logprobs is not None else None
             chunk = self._chunk(delta.index, echo, logprobs)
             chunk["choices"][0] |= self._about_prompt(prompt)
+            if self.body.return_token_ids:
+                chunk["choices"][0]["token_ids"] = []
             yield chunk
         if delta.text or delta.tokens:
             logprobs = None
