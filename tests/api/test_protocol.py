@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from leoserve.api.protocol.body import field_path
 from leoserve.api.protocol.chat import ChatRequest
 from leoserve.api.protocol.completions import CompletionRequest
+from leoserve.api.protocol.faults import field_path
 
 from .conftest import Running
 from .test_errors import error_of

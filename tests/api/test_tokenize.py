@@ -58,6 +58,16 @@ async def test_a_chat_has_the_tokens_that_an_answer_would_read(server: Running) 
     assert len(server.engine.requests) == len(chats), "neither asks the model"
 
 
+async def test_functions_count_in_a_chats_tokens(server: Running) -> None:
+    tool = {"type": "function", "function": {"name": "wetter", "parameters": {"type": "object"}}}
+    alone = await post(server, "/tokenize", messages=[QUESTION])
+    told = await post(server, "/tokenize", messages=[QUESTION], tools=[tool])
+    assert told["count"] > alone["count"]
+    assert "wetter" in (await post(server, "/detokenize", tokens=told["tokens"]))["prompt"]
+    answer = await server.http.post("/tokenize", json={"messages": [QUESTION], "tools": [tool, tool]})
+    assert error_of(answer)["param"] == "tools[1].function.name"
+
+
 async def test_a_rendered_chat_that_is_cut_tells_the_tokens_that_are_left(server: Running) -> None:
     chat = {"messages": [QUESTION], "truncate_prompt_tokens": 5}
     await server.chat(**chat)

@@ -171,6 +171,8 @@ class Checker:
         if "prompt_token_ids" in choices[0]:
             each = choices[:: self.body.get("n", 1)]
             assert usage["prompt_tokens"] == sum(len(choice["prompt_token_ids"]) for choice in each)
+            most = self.body.get("truncate_prompt_tokens", -1)
+            assert most < 0 or all(1 <= len(choice["prompt_token_ids"]) <= most for choice in each)
 
     @property
     def generated(self) -> float:

@@ -37,7 +37,7 @@ SHARED: dict[str, list[Any]] = {
     "allowed_token_ids": [None, ORDINARY],
     "bad_words": [[], ["Paris", "e"]],
     "seed": [7, 0, -(2**63), 2**63 - 1],
-    "stop": [None, "i", ["an", "ist", ".", " d"], []],
+    "stop": [None, "i", ["Hauptstadt von", "an", ".", " d"], []],
     "stop_token_ids": [[], [WORD, 500]],
     "include_stop_str_in_output": [False, True],
     "ignore_eos": [False, True],

@@ -1,81 +1,223 @@
-"""Triton's attention compiles for every GPU it is made for, without spilling and within its shared memory."""
+"""Triton's attention compiles for every GPU it is made for, without spilling and within its shared memory.
+
+What is compiled follows from what the table offers: every dtype, cache, block size and head size, with and without a
+sliding window, for heads that do and do not share a KV head. That is 420 variants a GPU, or half an hour for all, which
+no change can wait for: the tests compile some 190 of them, in which any three such choices that can meet do. For all of
+them, or those of some GPUs, `python -m tests.kernels.test_triton_compile [8.0] [8.9] [9.0] [10.0]` prints what they use
+and which are beyond bounds.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, product
 from unittest import mock
 
 import pytest
 import torch
 
 from leokernels import AttentionMetadata, KVCache
+from leokernels.table import dtype_name, entry
+from leokernels.triton import tiles
 from leokernels.triton.tiles import Tile
-from tests.kernels.compiling import REGISTERS, SHARED, Capability, Scenario, reports
+from tests.kernels.compiling import REGISTERS, SHARED, Capability, Report, Scenario, reports
 
 pytestmark = pytest.mark.timeout(1200)  # compiling is work, and other tests may run beside it
-FP8_SINCE = (8, 9)
+USED = ("registers", "stack", "shared")
 REGISTER_FILE = 65536  # registers of a multiprocessor
-KERNELS = {"paged_decode", "paged_decode_grouped", "decode_combine", "paged_prefill"}
+META = torch.device("meta")  # without storage: a host function that looked at a value would fail
+OFFERED = entry("triton")
+WINDOW = 4096  # Mistral's; only whether there is one changes what a kernel does
+NETWORKS = {  # heads, KV heads, head size
+    "7B": (32, 32, 128),
+    "13B": (40, 40, 128),
+    "Mistral": (32, 8, 128),
+    "70B": (64, 8, 128),
+    "heads of 64": (12, 12, 64),
+    "4 heads of 64 on a KV head": (32, 8, 64),
+    "8 heads of 64 on a KV head": (64, 8, 64),
+}
 
 
-def step(
-    heads: int, kv_heads: int, head_dim: int, cached: torch.dtype, block_size: int = 64, window: int | None = None
-) -> None:
-    """A decode row and a prefill row of a network of these proportions; nothing of the tensors is looked at."""
-    from leokernels.triton.attention import attention
+@dataclass(frozen=True)
+class Compiled:
+    """What kernels use on a GPU of this capability, by the variant's name."""
 
-    query = torch.empty(17, heads, head_dim, dtype=torch.bfloat16)
-    shape = (4, block_size, kv_heads, head_dim)
-    scales = [torch.empty(shape[:3]) if cached.itemsize == 1 else None for _ in range(2)]
-    metadata = AttentionMetadata(
+    capability: Capability
+    reports: dict[str, list[Report]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a server may be started with, as far as kernels are compiled for it."""
+
+    network: str
+    dtype: torch.dtype
+    cached: torch.dtype | None  # None: dtype
+    block_size: int
+    windowed: bool
+
+    def __str__(self) -> str:
+        cached = "its cache" if self.cached is None else dtype_name(self.cached)
+        window = ", a window" if self.windowed else ""
+        return f"{self.network}, {dtype_name(self.dtype)}, {cached}, blocks of {self.block_size}{window}"
+
+    def aspects(self, capability: Capability) -> tuple[object, ...]:
+        """What changes the code there. Of a block size: whether a tile of keys lies in one block, beside shifts."""
+        heads, kv_heads, head_dim = NETWORKS[self.network]
+        shape = (capability, head_dim, heads // kv_heads, (self.cached or self.dtype).itemsize, self.windowed)
+        in_one_block = tuple(self.block_size % tile(*shape).keys == 0 for tile in (tiles.decode, tiles.prefill))
+        return self.network, self.dtype, self.cached, in_one_block, self.windowed
+
+    def launch(self) -> None:
+        """A decode row and a prefill row."""
+        from leokernels.triton.attention import attention
+
+        heads, kv_heads, head_dim = NETWORKS[self.network]
+        shape = (4, self.block_size, kv_heads, head_dim)
+        keys, values = (torch.empty(shape, dtype=self.cached or self.dtype, device=META) for _ in range(2))
+        scales = [None if self.cached is None else torch.empty(shape[:3], device=META) for _ in range(2)]
+        query = torch.empty(17, heads, head_dim, dtype=self.dtype, device=META)
+        window = WINDOW if self.windowed else None
+        attention(query, KVCache(keys, values, *scales), step(), scale=0.1, window=window, out=torch.empty_like(query))
+
+
+def step() -> AttentionMetadata:
+    """Of a decode row and a row with a prompt of 16 tokens."""
+    return AttentionMetadata(
         num_decode=1,
-        query_start=torch.tensor([0, 1, 17], dtype=torch.int32),
-        context_len=torch.tensor([1, 16], dtype=torch.int32),
-        block_table=torch.zeros(2, 2, dtype=torch.int32),
-        slot_mapping=torch.zeros(17, dtype=torch.int64),
+        query_start=torch.empty(3, dtype=torch.int32, device=META),
+        context_len=torch.empty(2, dtype=torch.int32, device=META),
+        block_table=torch.empty(2, 2, dtype=torch.int32, device=META),
+        slot_mapping=torch.empty(17, dtype=torch.int64, device=META),
         query_lens=[1, 16],
         context_lens=[1, 16],
         max_query=16,
         max_context=16,
     )
-    cache = KVCache(torch.empty(shape, dtype=cached), torch.empty(shape, dtype=cached), *scales)
-    attention(query, cache, metadata, scale=0.1, window=window, out=torch.empty_like(query))
 
 
-def attention_scenarios(capability: Capability) -> Iterator[Scenario]:
-    yield "7B", lambda: step(32, 32, 128, torch.bfloat16)
-    yield "7B, blocks of 16", lambda: step(32, 32, 128, torch.bfloat16, block_size=16)
-    yield "7B, int8", lambda: step(32, 32, 128, torch.int8)
-    yield "70B", lambda: step(64, 8, 128, torch.bfloat16)
-    yield "70B, int8", lambda: step(64, 8, 128, torch.int8)
-    yield "70B, int8, a window", lambda: step(64, 8, 128, torch.int8, window=4096)
-    yield "Mistral, a window", lambda: step(32, 8, 128, torch.bfloat16, window=4096)
-    yield "heads of 64", lambda: step(12, 12, 64, torch.bfloat16)
-    yield "grouped heads of 64", lambda: step(32, 8, 64, torch.bfloat16)
-    if capability >= FP8_SINCE:
-        yield "7B, fp8", lambda: step(32, 32, 128, torch.float8_e4m3fn)
+def offered(capability: Capability) -> list[Variant]:
+    """Every variant that the table offers on such a GPU."""
+    caches = [cached for cached, least in OFFERED.eight_bit.items() if least is None or capability >= least]
+    choices = product(NETWORKS, OFFERED.dtypes, (None, *caches), OFFERED.block_sizes, (False, True))
+    return [Variant(*chosen) for chosen in choices]
+
+
+def sample(capability: Capability) -> list[Variant]:
+    """Some of what is offered, so that any three aspects that meet in a variant meet in one of these.
+
+    The one that adds the most is next. Ties go to block sizes taken least, and on each GPU begin at another variant.
+    """
+
+    def threes(variant: Variant) -> frozenset[tuple[tuple[int, object], ...]]:
+        return frozenset(combinations(enumerate(variant.aspects(capability)), 3))
+
+    variants = offered(capability)
+    begin = list(SHARED).index(capability) * len(variants) // len(SHARED)
+    meetings = {variant: threes(variant) for variant in variants[begin:] + variants[:begin]}
+    missing = set().union(*meetings.values())
+    taken: list[Variant] = []
+    while missing:
+        used = Counter(variant.block_size for variant in taken)
+        best = max(meetings, key=lambda variant: (len(meetings[variant] & missing), -used[variant.block_size]))
+        missing -= meetings[best]
+        taken.append(best)
+    return taken
+
+
+def sampled_scenarios(capability: Capability) -> Iterator[Scenario]:
+    for variant in sample(capability):
+        yield str(variant), variant.launch
+
+
+def offered_scenarios(capability: Capability) -> Iterator[Scenario]:
+    for variant in offered(capability):
+        yield str(variant), variant.launch
+
+
+def within_bounds(report: Report, capability: Capability) -> bool:
+    return (
+        report.stack == 0
+        and report.registers <= REGISTERS
+        and report.registers * report.warps * 32 <= REGISTER_FILE
+        and report.shared <= SHARED[capability]
+    )
+
+
+@pytest.fixture(scope="module")
+def compiled(request: pytest.FixtureRequest) -> Compiled:
+    """The sample's kernels on a GPU of the capability that is asked for, by variant."""
+    found = defaultdict(list)
+    for report in reports(f"{__name__}:{sampled_scenarios.__name__}", request.param):
+        found[report.scenario].append(report)
+    return Compiled(request.param, found)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "variant"),
+    [(capability, variant) for capability in SHARED for variant in sample(capability)],
+    indirect=["compiled"],
+    ids=str,
+)
+def test_attention_compiles_without_spilling_and_within_shared_memory(compiled: Compiled, variant: Variant) -> None:
+    found = compiled.reports[str(variant)]
+    heads, kv_heads, _ = NETWORKS[variant.network]
+    decode = "paged_decode" if heads == kv_heads else "paged_decode_grouped"
+    assert [report.kernel for report in found] == [decode, "decode_combine", "paged_prefill"]
+    for report in found:
+        assert within_bounds(report, compiled.capability), report
 
 
 @pytest.mark.parametrize("capability", SHARED, ids=str)
-def test_attention_compiles_without_spilling_and_within_shared_memory(capability: Capability) -> None:
-    compiled = reports(f"{__name__}:{attention_scenarios.__name__}", capability)
-    assert {report.kernel for report in compiled} == KERNELS
-    for report in compiled:
-        assert report.stack == 0, report
-        assert report.registers <= REGISTERS, report
-        assert report.registers * report.warps * 32 <= REGISTER_FILE, report
-        assert report.shared <= SHARED[capability], report
+def test_each_choice_that_the_table_offers_is_among_what_is_compiled(capability: Capability) -> None:
+    taken = sample(capability)
+    eight_bit = {torch.int8} if capability < (8, 9) else {torch.int8, torch.float8_e4m3fn}
+    assert {variant.dtype for variant in taken} == set(OFFERED.dtypes)
+    assert {variant.cached for variant in taken} == {None, *eight_bit}
+    assert {variant.block_size for variant in taken} == set(OFFERED.block_sizes)
+    assert {NETWORKS[variant.network][2] for variant in taken} == set(OFFERED.head_dims)
+    assert {variant.windowed for variant in taken} == {False, True}
+    heads_of_64_with_a_window = {
+        (variant.network, variant.cached) for variant in taken if variant.windowed and "64" in variant.network
+    }
+    assert len(heads_of_64_with_a_window) == 3 * (1 + len(eight_bit))  # any three choices meet
 
 
 def test_a_kernel_that_spills_is_seen() -> None:
     """The gate can fail: a tile far too large for its warps needs stack memory."""
-    compiled = reports(f"{__name__}:{too_large_scenarios.__name__}", (9, 0))
-    assert max(report.stack for report in compiled) > 0
+    found = reports(f"{__name__}:{too_large_scenarios.__name__}", (9, 0))
+    assert not all(within_bounds(report, (9, 0)) for report in found)
+    assert max(report.stack for report in found) > 0
 
 
 def too_large_scenarios(capability: Capability) -> Iterator[Scenario]:
     def call() -> None:
         with mock.patch("leokernels.triton.tiles.prefill", return_value=Tile(rows=128, keys=64, warps=4, stages=2)):
-            step(32, 32, 128, torch.bfloat16)
+            Variant("7B", torch.bfloat16, None, 64, windowed=False).launch()
 
     yield "four warps", call
+
+
+def print_all(capability: Capability) -> bool:
+    """What all variants use at most, by kernel, and which are beyond bounds; whether none is."""
+    found = reports(f"tests.kernels.test_triton_compile:{offered_scenarios.__name__}", capability)
+    for kernel in sorted({report.kernel for report in found}):
+        its = [report for report in found if report.kernel == kernel]
+        registers, stack, shared = (max(getattr(report, what) for report in its) for what in USED)
+        print(
+            capability,
+            f"{kernel}: {len(its)} variants, at most {registers} registers, {stack} B stack, {shared} B shared",
+        )
+    beyond = [report for report in found if not within_bounds(report, capability)]
+    print(*beyond, sep="\n", flush=True)
+    return not beyond
+
+
+if __name__ == "__main__":
+    targets = [tuple(map(int, name.split("."))) for name in sys.argv[1:]] or list(SHARED)
+    passed = [print_all((major, minor)) for major, minor in targets]
+    sys.exit(not all(passed))

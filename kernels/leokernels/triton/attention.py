@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,7 +151,7 @@ class _Call:
             CHUNK=CHUNK,
             **({} if self.sharing == 1 else {"ROWS": tile.rows}),
             KEYS=tile.keys,
-            **launch_options(tile.warps, tile.stages),
+            **_options(tile),
         )
         decode_combine[(heads, rows)](
             space.partial,
@@ -190,5 +191,11 @@ class _Call:
             PACKED=packed,
             ROWS=tile.rows,
             KEYS=tile.keys,
-            **launch_options(tile.warps, tile.stages),
+            **_options(tile),
         )
+
+
+def _options(tile: Tile) -> dict[str, Any]:
+    """How a tile is launched."""
+    options = launch_options(tile.warps, tile.stages)
+    return options if tile.registers is None else options | {"maxnreg": tile.registers}

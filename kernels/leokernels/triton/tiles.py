@@ -4,8 +4,9 @@ Nothing is tuned while serving: a tile also decides in which order a row's sums 
 version on the same GPU give the same bits. A tile is chosen by architecture, head size, how many heads share a KV head,
 the size of what is cached, and whether there is a sliding window.
 
-Chosen by compiling: no kernel needs stack memory, which would be spilled registers, on any of the architectures, nor
-more shared memory than they have (99 KiB on sm_89, 163 on sm_80, 227 on sm_90 and sm_100). Nothing here was timed yet.
+Chosen by compiling: in no variant that is served does a kernel need stack memory, which would be spilled registers, on
+any of the architectures, nor more shared memory than they have (99 KiB on sm_89, 163 on sm_80, 227 on sm_90 and
+sm_100), whether Triton 3.6 or 3.9 compiles it. Nothing here was timed yet.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ CHUNK = 256  # keys that one program of decoding attends to at a time: the same 
 DECODE_PROGRAMS = 8192  # of decoding: beyond, a program takes several chunks, for one that finds none costs time too
 COMBINE_CHUNKS = 16  # partial results that decode_combine takes at a time
 COMBINE_WARPS = 4
+THREAD_REGISTERS = 255  # that a thread may have at most
+FOUR_PROGRAMS = 128  # registers a thread: with no more, a multiprocessor runs four programs of four warps
+THREE_PROGRAMS = 168
 FEW_PROGRAMS = 96  # of a matrix product: fewer leave much of a GPU idle, which has about 100 to 150 multiprocessors
 STEPS_A_PART = 16  # of a tile's depth in a part of a sum, at least: each part has to fill the pipeline of loads anew
 FEW_ROWS = 64  # of a matrix product, up to which its tiles have no more
@@ -29,12 +33,17 @@ INTERPRETER = (0, 0)  # the capability of Triton's interpreter
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """`rows` queries (tokens times the heads that share a KV head) by `keys`."""
+    """`rows` queries (tokens times the heads that share a KV head) by `keys`.
+
+    Left to itself, the assembler takes fewer registers where that lets one more program on a multiprocessor, even if a
+    few then spill. `registers` is how many a thread may take whatever it thinks of that.
+    """
 
     rows: int
     keys: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 @functools.cache
@@ -57,30 +66,44 @@ def architecture(capability: tuple[int, int]) -> str:
 def prefill(capability: tuple[int, int], head_dim: int, sharing: int, cached_bytes: int, windowed: bool) -> Tile:
     """paged_prefill's tile, for `sharing` heads on a KV head and elements of `cached_bytes` in the cache.
 
-    Larger ones than these spill: on sm_80 keys of 8 bits are converted in registers, and a window has a loop more; on
-    sm_100 a warp has fewer registers to itself where heads of 64 share a KV head.
+    Larger ones than these spill. Keys of 8 bits are converted in registers, and a window has a loop more: where both
+    are, heads of 128 take half the keys, or on GPUs with less shared memory twice the warps. On sm_100 a warp has fewer
+    registers to itself where heads of 64 share a KV head. With 8 bits or a window the assembler would also spill by its
+    own choice, to get down to 128 registers a thread.
     """
+    registers = None if cached_bytes == 2 and not windowed else THREAD_REGISTERS
     match architecture(capability), head_dim, cached_bytes, windowed:
         case "interpreter", _, _, _:
             return Tile(rows=32, keys=16, warps=4, stages=1)  # so that a few dozen tokens meet every kind of tile
+        case "sm_80" | "sm_89", 128, 1, True:
+            return Tile(rows=64, keys=32, warps=8, stages=2, registers=registers)
         case ("sm_80", 128, 1, _) | ("sm_89", _, _, _):
-            return Tile(rows=64, keys=32, warps=4, stages=2)
+            return Tile(rows=64, keys=32, warps=4, stages=2, registers=registers)
         case "sm_80", 128, _, True:
-            return Tile(rows=128, keys=32, warps=8, stages=2)
+            return Tile(rows=128, keys=32, warps=8, stages=2, registers=registers)
         case "sm_100", 64, _, _ if sharing > 1:
-            return Tile(rows=128, keys=32, warps=8, stages=2)
+            return Tile(rows=128, keys=32, warps=8, stages=2, registers=registers)
+        case _, 128, 1, True:
+            return Tile(rows=128, keys=32, warps=8, stages=2, registers=registers)
         case _:
-            return Tile(rows=128, keys=64, warps=8, stages=2)
+            return Tile(rows=128, keys=64, warps=8, stages=2, registers=registers)
 
 
 def decode(capability: tuple[int, int], head_dim: int, sharing: int, cached_bytes: int, windowed: bool) -> Tile:
-    """The tile of paged_decode, or of paged_decode_grouped where several heads share a KV head."""
+    """The tile of paged_decode, or of paged_decode_grouped where several heads share a KV head.
+
+    64 keys are its own block size (see table.TABLE), so that one entry of the block table serves a tile. Heads of 128
+    in 16 bits leave registers to spare. Of the others some spill at the assembler's choice, down to 72 a thread. And of
+    a group's 8-bit keys, what is stored, what it is converted to, and how the product wants it are in registers at
+    once: 64 keys of 128 spill even at 168 registers, 32 keys at 128.
+    """
     rows = 1 if sharing == 1 else max(16, 1 << (sharing - 1).bit_length())  # no tensor core multiplies fewer than 16
     if architecture(capability) == "interpreter":
         return Tile(rows, keys=32, warps=4, stages=1)
-    if architecture(capability) == "sm_100" and head_dim == 64 and sharing == 1:
-        return Tile(rows, keys=128, warps=4, stages=2)  # of 64 keys it spills
-    return Tile(rows, keys=64, warps=4, stages=2)
+    if sharing > 1 and cached_bytes == 1:
+        return Tile(rows, keys=32, warps=4, stages=2, registers=THREE_PROGRAMS)
+    registers = None if head_dim == 128 and cached_bytes == 2 else FOUR_PROGRAMS
+    return Tile(rows, keys=64, warps=4, stages=2, registers=registers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,16 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 import leoserve
-from leoserve.api import auth, chat, completions, docs, errors, ops, tokenize
+from leoserve.api import auth, chat, completions, docs, errors, ops, responses, tokenize
 from leoserve.api.context import ServerContext
 from leoserve.api.docs import takes
 from leoserve.api.keys import Keys
 from leoserve.api.limits import EXPOSED, BodyLimit, RequestId
 from leoserve.api.protocol.chat import ChatRequest
 from leoserve.api.protocol.completions import CompletionRequest
-from leoserve.metrics import Metrics
+from leoserve.api.protocol.responses import ResponsesRequest
 from leoserve.api.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from leoserve.metrics import Metrics
 
 
 def routes(keys: Keys) -> tuple[APIRouter, APIRouter]:
@@ -30,6 +31,9 @@ def routes(keys: Keys) -> tuple[APIRouter, APIRouter]:
     keyed = APIRouter(dependencies=[Depends(auth.require_key(keys))])
     keyed.add_api_route("/v1/chat/completions", chat.create, methods=["POST"], openapi_extra=takes(ChatRequest))
     keyed.add_api_route("/v1/completions", completions.create, methods=["POST"], openapi_extra=takes(CompletionRequest))
+    keyed.add_api_route("/v1/responses", responses.create, methods=["POST"], openapi_extra=takes(ResponsesRequest))
+    for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/input_items"), ("POST", "/cancel")):
+        keyed.add_api_route("/v1/responses/{response}" + path, responses.not_kept, methods=[method])
     keyed.add_api_route(
         "/v1/chat/completions/render", tokenize.render, methods=["POST"], openapi_extra=takes(ChatRequest)
     )

@@ -14,9 +14,16 @@ from starlette.responses import HTMLResponse, Response
 
 from leoserve.api.protocol.chat import ChatRequest
 from leoserve.api.protocol.completions import CompletionRequest
+from leoserve.api.protocol.responses import ResponsesRequest
 from leoserve.api.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 
-BODIES: list[type[BaseModel]] = [ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest]
+BODIES: list[type[BaseModel]] = [
+    ChatRequest,
+    CompletionRequest,
+    ResponsesRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+]
 REFERENCE = "#/components/schemas/"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }

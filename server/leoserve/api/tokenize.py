@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -17,6 +18,7 @@ from leoserve.api.protocol.chat import ChatRequest
 from leoserve.api.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 from leoserve.api.record import Record
 from leoserve.api.sampling import check_size, check_tokens
+from leoserve.api.tools import told_texts
 
 
 async def tokenize(request: HttpRequest) -> Response:
@@ -39,7 +41,8 @@ def tokens_of(context: ServerContext, body: TokenizeRequest, record: Record) -> 
         tokens = tokenizer.encode(body.prompt, add_bos=body.add_special_tokens, control_tokens=True)
     else:
         asked = body.chat(record.model)
-        check_size(context, asked, (message.text() for message in asked.messages), "messages")
+        said = (text for message in asked.messages for text in message.texts())
+        check_size(context, asked, chain(said, told_texts(asked.calling)), "messages")
         rendered = chat.render(context, asked)
         record.check_wanted()
         tokens = tokenizer.encode_prompt(rendered)

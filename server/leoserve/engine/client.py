@@ -17,10 +17,12 @@ from leoserve.engine.request import (
     EngineStats,
     FromEngine,
     Ready,
+    RefusalKind,
     Refused,
     Request,
     StepOutputs,
     TokenOutput,
+    TokenTable,
 )
 
 log = logging.getLogger("leoserve.engine")
@@ -36,12 +38,16 @@ class EngineError(Exception):
 
 
 class EngineRefused(EngineError):
-    """The engine did not admit the request. `kind`: "overloaded" (try later) or "never_fits" (never will)."""
+    """The engine did not admit the request.
 
-    def __init__(self, kind: Literal["overloaded", "never_fits"], message: str) -> None:
+    `kind`: "overloaded" (try later), "never_fits" (never will), or "invalid_grammar"; `param`: the field at fault.
+    """
+
+    def __init__(self, kind: RefusalKind, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
+        self.param = param
 
 
 class EngineUnavailable(EngineError):
@@ -74,8 +80,10 @@ class _Stream:
 class EngineClient:
     """One engine process and the requests it works on. All methods but `spawn` belong to the event loop."""
 
-    def __init__(self, config: EngineConfig, *, stall_timeout: float = 300.0) -> None:
+    def __init__(self, config: EngineConfig, *, tokens: TokenTable | None = None, stall_timeout: float = 300.0) -> None:
+        """`tokens`: what requests with grammars need."""
         self.config = config
+        self.tokens = tokens
         self.stall_timeout = stall_timeout
         self.state: State = "loading"
         self.ready: Ready | None = None
@@ -226,8 +234,10 @@ class EngineClient:
             self._answered(message.request_id)
             stream = self._streams.get(message.request_id)
             if stream is not None:
-                stream.queue.put_nowait(EngineRefused(message.kind, message.message))
+                stream.queue.put_nowait(EngineRefused(message.kind, message.message, message.param))
         elif isinstance(message, Ready):
+            if self.tokens is not None and self._connection is not None:
+                self._connection.send(self.tokens)
             self.ready = message
             self._ready_at = time.monotonic()
             self._failed_starts = 0

@@ -11,13 +11,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
-from leoserve.engine.request import Abort, Refused, Request, StepOutputs, ToEngine
+from leoserve.engine.request import Abort, Refused, Request, StepOutputs
 from leoserve.engine.scheduler import Scheduler
+from leoserve.model.grammar import CompiledGrammar
 from leoserve.model.step import Computed, RowResult, Step, Unrecoverable
 
 log = logging.getLogger("leoserve.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Constrained:
+    """A request whose grammar has been compiled."""
+
+    request: Request
+    grammar: CompiledGrammar
+
+
+ToLoop = Request | Constrained | Abort
 
 
 class LaunchedStep(Protocol):
@@ -55,10 +68,10 @@ class EngineLoop:
         self.ahead = ahead
         self._send = send
         self._launched: deque[tuple[Step, LaunchedStep, float]] = deque()
-        self._inbox: deque[ToEngine] = deque()
+        self._inbox: deque[ToLoop] = deque()
         self._arrived = threading.Condition()
 
-    def submit(self, message: ToEngine) -> None:
+    def submit(self, message: ToLoop) -> None:
         """Hand over an admitted request, or an abort. Wakes the loop if it is idle."""
         with self._arrived:
             self._inbox.append(message)
@@ -80,6 +93,8 @@ class EngineLoop:
         for message in messages:
             if isinstance(message, Abort):
                 self.scheduler.abort(message.request_id, message.index)
+            elif isinstance(message, Constrained):
+                self._add(message.request, message.grammar)
             else:
                 self._add(message)
 
@@ -102,9 +117,9 @@ class EngineLoop:
         self._send(StepOutputs(outputs, self.scheduler.snapshot()))
         return True
 
-    def _add(self, request: Request) -> None:
+    def _add(self, request: Request, grammar: CompiledGrammar | None = None) -> None:
         try:
-            self.scheduler.add(request)
+            self.scheduler.add(request, grammar)
         except ValueError as error:  # a client's mistake must not end the engine
             for index in range(request.params.n):
                 self.scheduler.admission.started(request, index)

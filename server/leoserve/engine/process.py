@@ -1,7 +1,8 @@
 """The engine's process: load the model, say so, then run steps until the server goes away.
 
 Started as `python -m leoserve.engine.process` by `connection.py`, which writes a `Launch` to its standard input.
-Two threads: one receives requests and refuses what exceeds the bounds at once, one runs the steps.
+Two threads: one receives requests and refuses what exceeds the bounds at once, one runs the steps. Grammars are
+compiled in threads of their own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 import zmq
 
 from leoserve import log as logs
+from leoserve.engine.compiling import Compiling
 from leoserve.engine.connection import Launch
 from leoserve.engine.loop import EngineLoop
 from leoserve.engine.request import Failed, FromEngine, Request, ToEngine
@@ -68,12 +70,13 @@ class Line:
 def receive_requests(line: Line, loop: EngineLoop) -> NoReturn:
     """Admit or refuse what arrives, while the other thread computes. Its failure is the engine's: it is restarted."""
     admission = loop.scheduler.admission
+    compiling = Compiling(loop.submit, line.send, admission)
     try:
         while True:
             message = line.receive()
             refused = admission.admit(message) if isinstance(message, Request) else None
             if refused is None:
-                loop.submit(message)
+                compiling.take(message)
             else:
                 line.send(refused)
     except BaseException:

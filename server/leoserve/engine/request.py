@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from leoserve.model.step import ErrorKind, Grammar, SamplingParams, TokenLogprobs
+from leoserve.model.step import ErrorKind, Grammar, SamplingParams, TokenLogprobs, TokenTable
 
 __all__ = [
     "Abort",
@@ -21,6 +21,7 @@ __all__ = [
     "FromEngine",
     "Grammar",
     "Ready",
+    "RefusalKind",
     "Refused",
     "Request",
     "SamplingParams",
@@ -28,8 +29,10 @@ __all__ = [
     "ToEngine",
     "TokenLogprobs",
     "TokenOutput",
+    "TokenTable",
 ]
 
+RefusalKind = Literal["overloaded", "never_fits", "invalid_grammar"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -96,8 +99,9 @@ class Refused(msgspec.Struct, tag="refused"):
     """A request that was not admitted."""
 
     request_id: str
-    kind: Literal["overloaded", "never_fits"]
+    kind: RefusalKind
     message: str
+    param: str | None = None  # the field at fault
 
 
 class Ready(msgspec.Struct, tag="ready"):
@@ -120,5 +124,5 @@ class Failed(msgspec.Struct, tag="failed"):
     message: str
 
 
-ToEngine = Request | Abort
+ToEngine = Request | Abort | TokenTable
 FromEngine = StepOutputs | Refused | Ready | Failed

@@ -25,12 +25,16 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
+from typing import TYPE_CHECKING
 
 from leoserve.engine.admission import Admission
 from leoserve.engine.cache import BlockPool
 from leoserve.engine.request import EngineStats, FinishReason, Request, TokenLogprobs, TokenOutput
 from leoserve.engine.sequence import NO_SLOT, Sequence, Status
 from leoserve.model.step import Admitted, Row, RowResult, Step
+
+if TYPE_CHECKING:
+    from leoserve.model.grammar import CompiledGrammar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +75,13 @@ class Scheduler:
         self._in_flight: deque[tuple[Step, list[Sequence]]] = deque()  # row i of a step belongs to sequence i
         self._leaving: list[Sequence] = []  # ended, but a step in flight may still write into their blocks
 
-    def add(self, request: Request) -> None:
-        """Queue all choices of an admitted request."""
+    def add(self, request: Request, grammar: CompiledGrammar | None = None) -> None:
+        """Queue all choices of an admitted request. `grammar`: its grammar, if it has one."""
         if request.request_id in self._choices:
             raise ValueError(f"request id {request.request_id!r} is in use")
         sequences = [
-            Sequence(request, index, next(self._serial), list(request.prompt)) for index in range(request.params.n)
+            Sequence(request, index, next(self._serial), list(request.prompt), grammar=grammar)
+            for index in range(request.params.n)
         ]
         self._choices[request.request_id] = sequences
         for sequence in sequences:
@@ -152,6 +157,7 @@ class Scheduler:
         return (
             generated >= params.max_tokens
             or sequence.length >= self.limits.max_model_len
+            or params.grammar is not None
             or any(len(word) > 1 for word in params.bad_words)
         )
 
@@ -321,7 +327,11 @@ class Scheduler:
         sequence.num_uploaded = len(sequence.blocks)
         if admitted:
             row.admitted = Admitted(
-                params, sequence.index, sequence.request.prompt, sequence.tokens[sequence.num_prompt :]
+                params,
+                sequence.index,
+                sequence.request.prompt,
+                sequence.tokens[sequence.num_prompt :],
+                sequence.grammar,
             )
         scores = params.prompt_logprobs is not None and sequence.index == 0 and sequence.num_generated == 0
         if scores and start < sequence.num_prompt:
@@ -348,7 +358,7 @@ class Scheduler:
             raise ValueError("a row that samples came back without a token")
         sequence.tokens.append(result.token)
         self.stats.generation_tokens += 1
-        reason = self._finish_reason(sequence, result.token)
+        reason = "stop" if result.complete else self._finish_reason(sequence, result.token)
         if reason is not None:
             self._end(sequence)
         return self._output(sequence, row, [result.token], result.logprobs, reason)
@@ -363,6 +373,7 @@ class Scheduler:
         *,
         failed: RowResult | None = None,
     ) -> TokenOutput:
+        stops = sequence.request.params.stop_token_ids  # a grammar ends an answer without one
         prompt_logprobs: list[TokenLogprobs | None] | None = None
         if row.targets is not None and failed is None:
             prompt_logprobs = [None, *sequence.prompt_logprobs]  # nothing precedes the first token
@@ -372,7 +383,7 @@ class Scheduler:
             tokens,
             logprobs=None if logprobs is None else [logprobs],
             finish_reason=reason,
-            stop_token=tokens[-1] if reason == "stop" else None,
+            stop_token=next((token for token in tokens if token in stops), None) if reason == "stop" else None,
             num_cached_tokens=min(sequence.num_cached, sequence.num_prompt),
             scheduled_at=sequence.scheduled_at or 0.0,
             error=failed.error if failed else None,

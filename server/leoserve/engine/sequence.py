@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from leoserve.engine.cache import BlockHash, hash_block, hash_salt
 from leoserve.engine.request import Request, TokenLogprobs
+
+if TYPE_CHECKING:
+    from leoserve.model.grammar import CompiledGrammar
 
 NO_SLOT = -1
 
@@ -43,6 +47,7 @@ class Sequence:
     num_indexed: int = 0  # leading full blocks that were offered to the prefix index
     num_cached: int = 0  # prompt tokens that needed no computing when the sequence first ran
     scheduled_at: float | None = None  # when it first got a place in a step
+    grammar: CompiledGrammar | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # collected until the prompt is computed
     _hashes: list[BlockHash] = field(default_factory=list)
 

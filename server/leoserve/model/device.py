@@ -27,7 +27,7 @@ from leokernels.triton.sampling import sample, update_counts
 from leokernels.triton.state import SamplingState
 from leoserve.model.graphs import PADDING, DecodeGraphs, Recorder
 from leoserve.model.llama import Llama
-from leoserve.model.sampler import NOT_FINITE, NOTHING_LEFT
+from leoserve.model.sampler import GRAMMAR_FAILED, NOT_FINITE, NOTHING_LEFT
 from leoserve.model.slots import SlotEdits
 from leoserve.model.step import Row, RowResult, Step, TokenLogprobs, Unrecoverable
 
@@ -80,12 +80,15 @@ class DeviceStep:
             result.token = tokens[place]
             if count >= 0 and sampling.logprobs is not None:
                 result.logprobs = token_logprobs(sampling.logprobs, place, count)
-            if failed[place] == CODE_NOTHING_LEFT:
+            slot = self.rows[number].slot
+            if (fault := self.runner.edits.fault(slot)) is not None:
+                result.error, result.error_kind = f"{GRAMMAR_FAILED}: {fault}", "invalid"
+            elif failed[place] == CODE_NOTHING_LEFT:
                 result.error, result.error_kind = NOTHING_LEFT, "invalid"
             elif failed[place] or (result.logprobs is not None and not result.logprobs.rank):
                 result.error, result.logprobs = NOT_FINITE, None
             else:
-                self.runner.edits.add(self.rows[number].slot, tokens[place])
+                result.complete = self.runner.edits.add(slot, tokens[place])
 
 
 def token_logprobs(logprobs: Logprobs, place: int, count: int) -> TokenLogprobs:
@@ -182,8 +185,7 @@ class DeviceRunner:
         for row in step.rows:
             if row.admitted is not None:
                 self.edits.set_slot(row.slot, row.admitted)
-            if row.samples:
-                self.edits.ban(row.slot)
+        self.edits.begin([row.slot for row in step.rows if row.samples])
 
     def _replay_or_decode(self, rows: list[Row]) -> Tensor:
         """Logits [rows, vocab_size] of a step in which every row is one token that the device knows."""
@@ -257,6 +259,8 @@ class DeviceRunner:
     def _sample(self, rows: list[Row], numbers: list[int], logits: Tensor) -> Sampling:
         """Choose the next token of the rows with these numbers from their logits, and send it on its way."""
         chosen = [rows[number] for number in numbers]
+        for row in chosen:
+            self.edits.ban(row.slot)  # here, where the device is at work on the logits
         counts = [self.edits.logprobs(row.slot) for row in chosen]
         inputs = np.array(
             [[row.slot for row in chosen], [row.start + row.count for row in chosen], counts], dtype=np.int32

@@ -1,8 +1,8 @@
 """What a request changes in its logits before a token is chosen: bans, biases and penalties.
 
-The order is vLLM's: allowed_token_ids, bad_words, min_tokens, logit_bias, repetition penalty, frequency and presence
-penalty. State is sparse: a slot keeps the tokens it has seen with their counts, never a row of the vocabulary. Ids
-that have no row or no token have no effect, since they are never sampled anyway.
+The order is vLLM's: the grammar, allowed_token_ids, bad_words, min_tokens, logit_bias, repetition penalty, frequency
+and presence penalty. State is sparse: a slot keeps the tokens it has seen with their counts, never a row of the
+vocabulary. Ids that have no row or no token have no effect, since they are never sampled anyway.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from leoserve.model.grammar import Masks, Matcher
 from leoserve.model.step import SamplingParams
 
 Ids = NDArray[np.int64]
@@ -87,6 +88,7 @@ class BadWords:
 class Edits:
     """One slot's changes to its logits, and the state they follow from."""
 
+    grammar: Matcher | None = None
     allowed: Ids | None = None
     bad_words: BadWords | None = None
     stop_ids: Ids = field(default_factory=lambda: NO_IDS)
@@ -99,9 +101,16 @@ class Edits:
     presence: float = 0.0
 
     @classmethod
-    def of(cls, params: SamplingParams, prompt: Sequence[int], output: Sequence[int], vocab: int) -> Edits | None:
-        """What `params` ask for, as it stands after `output`; None if they change nothing."""
-        edits = cls(repetition=params.repetition_penalty)
+    def of(
+        cls,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        output: Sequence[int],
+        vocab: int,
+        grammar: Matcher | None = None,
+    ) -> Edits | None:
+        """What `params` and the grammar ask for, as it stands after `output`; None if they change nothing."""
+        edits = cls(grammar=grammar, repetition=params.repetition_penalty)
         edits.frequency, edits.presence = params.frequency_penalty, params.presence_penalty
         if params.allowed_token_ids is not None:
             edits.allowed = _valid(params.allowed_token_ids, vocab)
@@ -119,12 +128,14 @@ class Edits:
         return edits if edits._does_something() else None
 
     def _does_something(self) -> bool:
-        held = (self.allowed, self.bad_words, self.seen)
+        held = (self.grammar, self.allowed, self.bad_words, self.seen)
         return bool(self.missing or len(self.bias_ids)) or any(part is not None for part in held)
 
     def add(self, token: int) -> None:
         """Take note of a token that was chosen."""
         self.missing = max(self.missing - 1, 0)
+        if self.grammar is not None:
+            self.grammar.advance(token)
         if self.bad_words is not None:
             self.bad_words.add(token)
         if self.seen is not None:
@@ -133,6 +144,13 @@ class Edits:
     def banned(self) -> Ids:
         words = self.bad_words.banned() if self.bad_words is not None else NO_IDS
         return np.concatenate([words, self.stop_ids]) if self.missing else words
+
+
+def apply_masks(logits: Tensor, rows: Sequence[tuple[int, int]], masks: Masks) -> None:
+    """Leave what their grammars allow of [R, V] logits. `rows` are pairs of a row and its slot."""
+    for row, slot in rows:
+        banned = torch.from_numpy(~masks.allowed_flags(slot)).to(logits.device)
+        logits[row].masked_fill_(banned, -torch.inf)
 
 
 def apply_edits(logits: Tensor, edits: Sequence[tuple[int, Edits]]) -> None:

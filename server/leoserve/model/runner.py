@@ -13,7 +13,7 @@ import torch
 
 from leoserve.model.batch import BlockTables, build_batch
 from leoserve.model.llama import Llama
-from leoserve.model.sampler import NOTHING_LEFT, Sampler
+from leoserve.model.sampler import NOT_FINITE, Sampler
 from leoserve.model.step import Computed, Row, RowResult, Step, TokenLogprobs
 
 LOGITS_PER_PASS = 64  # rows of logits that a scored prompt holds at a time
@@ -62,7 +62,8 @@ class Runner:
                 self.tables.update(row)
             if row.admitted is not None:
                 new = row.admitted
-                self.sampler.set_slot(row.slot, new.params, new.index, new.prompt, new.generated)
+                self.sampler.set_slot(row.slot, new.params, new.index, new.prompt, new.generated, new.grammar)
+        self.sampler.begin([row.slot for row in step.rows if row.samples])
 
     def _sample(self, step: Step, hidden: torch.Tensor, results: list[RowResult]) -> None:
         """The next token of every row that wants one, from the logits of its last token."""
@@ -80,7 +81,8 @@ class Runner:
             results[number].token = sampled.token_ids[place]
             results[number].logprobs = sampled.logprobs[place]
             results[number].error = sampled.failed[place]
-            results[number].error_kind = "invalid" if sampled.failed[place] == NOTHING_LEFT else "internal"
+            results[number].error_kind = "internal" if sampled.failed[place] == NOT_FINITE else "invalid"
+            results[number].complete = place in sampled.complete
 
     def _score_prompts(self, step: Step, hidden: torch.Tensor, results: list[RowResult]) -> None:
         """Log-probabilities of prompt tokens, for the rows that want them."""

@@ -3,7 +3,8 @@
 Order of processing, vLLM's, since its users' settings should mean the same here:
 
 1. ids without a token are banned; log-probabilities are taken (logprobs.py);
-2. allowed_token_ids, bad_words, min_tokens, logit_bias, penalties (edits.py); what is greedy then takes the maximum;
+2. the grammar, allowed_token_ids, bad_words, min_tokens, logit_bias, penalties (edits.py); what is greedy then takes
+   the maximum;
 3. temperature;
 4. min_p, top_k, top_p, each over what the one before left (truncation.py). transformers has min_p last: since it is
    relative to the most likely token, which all of them keep, only the mass that top_p is a share of differs;
@@ -16,7 +17,7 @@ Every row's token is a function of its logits, its parameters and its history, b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leoserve.model.edits import Edits, Ids, apply_edits
+from leoserve.model.edits import Edits, Ids, apply_edits, apply_masks
+from leoserve.model.grammar import CompiledGrammar, Masks
 from leoserve.model.logprobs import RawRows
 from leoserve.model.noise import Words, uniforms
 from leoserve.model.step import SamplingParams, TokenLogprobs
@@ -36,8 +38,9 @@ GREEDY_BELOW = 1e-5
 TOO_LARGE = 1e30
 GREEDY, PLAIN, TRUNCATED = 0, 1, 2
 
+GRAMMAR_FAILED = "its grammar is too much work"
 NOT_FINITE = "the model's logits are not finite"
-NOTHING_LEFT = "allowed_token_ids, bad_words, min_tokens and logit_bias leave no token to choose"
+NOTHING_LEFT = "grammar, allowed_token_ids, bad_words, min_tokens and logit_bias leave no token to choose"
 
 
 @dataclass(slots=True)
@@ -51,6 +54,7 @@ class Sampled:
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]  # None where not asked for
     failed: list[str | None]
+    complete: set[int] = field(default_factory=set)  # rows whose grammar allows nothing after this token
 
 
 class Sampler:
@@ -79,9 +83,16 @@ class Sampler:
         self._logprobs: list[int | None] = [None] * max_slots
         self._prompt_logprobs = [0] * max_slots
         self._edits: list[Edits | None] = [None] * max_slots
+        self._masks = Masks(max_slots, vocab_size)
 
     def set_slot(
-        self, slot: int, params: SamplingParams, index: int, prompt: Sequence[int], output: Sequence[int]
+        self,
+        slot: int,
+        params: SamplingParams,
+        index: int,
+        prompt: Sequence[int],
+        output: Sequence[int],
+        grammar: CompiledGrammar | None = None,
     ) -> None:
         """Give `slot` to choice `index` of a request: when it gets a slot, and again after a preemption.
 
@@ -96,7 +107,8 @@ class Sampler:
         self._choice[slot] = index
         self._logprobs[slot] = params.logprobs
         self._prompt_logprobs[slot] = params.prompt_logprobs or 0
-        self._edits[slot] = Edits.of(params, prompt, output, self.vocab)
+        matcher = grammar.start(output) if grammar is not None else None
+        self._edits[slot] = Edits.of(params, prompt, output, self.vocab, matcher)
 
     def _kind_of(self, params: SamplingParams) -> int:
         if params.temperature < GREEDY_BELOW or params.top_k == 1 or params.top_p <= 0:
@@ -104,10 +116,16 @@ class Sampler:
         cut = 0 < params.top_k < self.vocab or params.top_p < 1 or params.min_p > 0
         return TRUNCATED if cut else PLAIN
 
+    def begin(self, slots: Sequence[int]) -> None:
+        """`sample` will follow for these slots: what their grammars allow can be found out meanwhile."""
+        held = [(slot, edit.grammar) for slot in slots if (edit := self._edits[slot]) is not None]
+        self._masks.begin([(slot, matcher) for slot, matcher in held if matcher is not None])
+
     def sample(self, logits: Tensor, slots: list[int], positions: list[int]) -> Sampled:
         """Choose a token for each row of [R, V] float32 `logits`, which are overwritten.
 
-        `slots` are the rows' slots, each at most once; `positions` where in its sequence each new token will stand.
+        `slots` are the rows' slots, each at most once, as they were given to `begin`; `positions` where in its sequence
+        each new token will stand.
         """
         if not slots:
             return Sampled([], [], [])
@@ -116,6 +134,7 @@ class Sampler:
         raw = RawRows(logits[asked]) if asked else None
         edits = [(row, edit) for row, slot in enumerate(slots) if (edit := self._edits[slot]) is not None]
         if edits:
+            apply_masks(logits, [(row, slots[row]) for row, edit in edits if edit.grammar is not None], self._masks)
             apply_edits(logits, edits)
 
         peak, tokens = argmax(logits)
@@ -130,10 +149,22 @@ class Sampler:
                 if entry.rank == 0:
                     failed[row] = NOT_FINITE
         token_ids = [self._any_id if why else int(token) for token, why in zip(tokens.tolist(), failed, strict=True)]
+        complete = self._take_note(edits, token_ids, failed)
+        shown = [None if why else entry for entry, why in zip(logprobs, failed, strict=True)]
+        return Sampled(token_ids, shown, failed, complete)
+
+    def _take_note(self, edits: list[tuple[int, Edits]], token_ids: list[int], failed: list[str | None]) -> set[int]:
+        """Move the state of edited rows on by their tokens; returns the rows whose grammar is complete."""
+        complete = set()
         for row, edit in edits:
+            matcher = edit.grammar
+            if matcher is not None and matcher.error is not None:
+                failed[row] = f"{GRAMMAR_FAILED}: {matcher.error}"
             if failed[row] is None:
                 edit.add(token_ids[row])
-        return Sampled(token_ids, [None if why else entry for entry, why in zip(logprobs, failed, strict=True)], failed)
+                if matcher is not None and matcher.complete:
+                    complete.add(row)
+        return complete
 
     def score(self, logits: Tensor, slot: int, targets: Sequence[int]) -> list[TokenLogprobs]:
         """Log-probabilities of given tokens, one for each row of [N, V] float32 `logits`, which are overwritten.

@@ -1,18 +1,21 @@
 """How the tokens of each slot are chosen, from a request's parameters to the device's tables.
 
-Everything but `bad_words` is kept up to date by the kernels. What would complete a bad word depends on the tokens
-before it, which the host looks at: such a slot gets a new mask before every token, and is not computed ahead.
+Everything but grammars and `bad_words` is kept up to date by the kernels. What a grammar allows, and what would
+complete a bad word, depends on the tokens before it, which the host looks at: such a slot gets a new mask before every
+token, and is not computed ahead.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leokernels.triton.state import SamplingState, SlotSettings, pack_bits
 from leoserve.model.edits import BadWords
+from leoserve.model.grammar import Masks, Matcher
 from leoserve.model.step import Admitted, SamplingParams
 
 NO_LOGPROBS = -1
@@ -20,8 +23,9 @@ NO_LOGPROBS = -1
 
 @dataclass(slots=True)
 class Words:
-    """A slot's bad words, and what it bans whatever came before."""
+    """A slot's grammar and bad words, and what it bans whatever came before."""
 
+    grammar: Matcher | None
     bad: BadWords
     always: NDArray[np.bool_]  # [vocab]
 
@@ -34,32 +38,51 @@ class SlotEdits:
         self._words: list[Words | None] = [None] * slots
         self._logprobs = [NO_LOGPROBS] * slots
         self._prompt_logprobs = [0] * slots
+        self._masks = Masks(slots, state.vocab)
 
     def set_slot(self, slot: int, new: Admitted) -> None:
         """Give `slot` to a sequence. What it held before is forgotten."""
         params, vocab = new.params, self.state.vocab
         settings = slot_settings(params, new.index)
+        if new.grammar is not None:
+            settings = replace(settings, masked=True)
         self.state.set_slot(slot, settings, new.prompt, new.generated)
         self._logprobs[slot] = NO_LOGPROBS if params.logprobs is None else params.logprobs
         self._prompt_logprobs[slot] = params.prompt_logprobs or 0
         self._words[slot] = None
         if settings.masked:
             bad = BadWords.of(params.bad_words, [*new.prompt, *new.generated], vocab)
-            self._words[slot] = Words(bad, always_banned(settings, vocab))
+            grammar = new.grammar.start(new.generated) if new.grammar is not None else None
+            self._words[slot] = Words(grammar, bad, always_banned(settings, vocab))
+
+    def begin(self, slots: Sequence[int]) -> None:
+        """`ban` will follow for these slots: what their grammars allow can be found out meanwhile."""
+        held = [(slot, words.grammar) for slot in slots if (words := self._words[slot]) is not None]
+        self._masks.begin([(slot, matcher) for slot, matcher in held if matcher is not None])
 
     def ban(self, slot: int) -> None:
-        """Before a token is chosen: ban what would complete a bad word."""
+        """Before a token is chosen: ban what the grammar does not allow, and what would complete a bad word."""
         words = self._words[slot]
         if words is not None:
-            banned = words.always.copy()
+            banned = words.always.copy() if words.grammar is None else words.always | ~self._masks.allowed_flags(slot)
             banned[words.bad.banned()] = True
             self.state.ban(slot, pack_bits(banned))
 
-    def add(self, slot: int, token: int) -> None:
-        """Take note of a token that was chosen."""
+    def add(self, slot: int, token: int) -> bool:
+        """Take note of a token that was chosen. Whether its grammar allows nothing after it."""
         words = self._words[slot]
-        if words is not None:
-            words.bad.add(token)
+        if words is None:
+            return False
+        words.bad.add(token)
+        if words.grammar is None:
+            return False
+        words.grammar.advance(token)
+        return words.grammar.complete
+
+    def fault(self, slot: int) -> str | None:
+        """Why the slot's grammar cannot be followed on."""
+        words = self._words[slot]
+        return words.grammar.error if words is not None and words.grammar is not None else None
 
     def logprobs(self, slot: int) -> int:
         """How many most likely tokens to report; -1: no log-probabilities at all."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
+
+if TYPE_CHECKING:
+    from leoserve.model.grammar import CompiledGrammar
 
 ErrorKind = Literal["invalid", "internal"]
 GrammarKind = Literal["json_schema", "regex", "lark"]
@@ -20,6 +23,14 @@ class Grammar(msgspec.Struct, frozen=True):
     kind: GrammarKind
     source: str  # a JSON schema, a regular expression, or a grammar in llguidance's dialect of Lark
     param: str
+
+
+class TokenTable(msgspec.Struct, frozen=True, tag="tokens"):
+    """The tokenizer as grammars see it."""
+
+    pieces: list[bytes]  # what each id adds to a text; b"" where it has no token
+    control: list[int]  # ids that are no text
+    ends: list[int]  # of these, the ids that end an answer
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -66,6 +77,7 @@ class Admitted:
     index: int
     prompt: list[int]
     generated: list[int]  # non-empty after a preemption
+    grammar: CompiledGrammar | None = None
 
 
 @dataclass(slots=True)
@@ -117,6 +129,7 @@ class RowResult:
     prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
     error_kind: ErrorKind = "internal"
+    complete: bool = False  # the grammar allows nothing after this token
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
+from leoserve.engine.request import TokenTable
 from leoserve.text.control import ControlTokens, is_marker
 from leoserve.text.files import TokenizerError, TokenizerFiles, read_files
 from leoserve.text.vocabulary import BYTE_TOKEN, UnsupportedDecoder, Vocabulary
@@ -129,6 +130,10 @@ class Tokenizer:
         data = b"".join([pieces[token] for token in ids if 0 <= token < size])
         spaces = len(data) - len(data.lstrip(b" "))
         return data[min(spaces, self.vocabulary.leading_spaces) :].decode(errors=self.vocabulary.invalid_bytes)
+
+    def token_table(self) -> TokenTable:
+        """What grammars need to know."""
+        return TokenTable(list(self.vocabulary.pieces), sorted(self.special_ids), sorted(self.stop_ids))
 
     def add_stop_id(self, token: int) -> None:
         """One more id that ends an answer: a chat template's end of turn."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
@@ -34,6 +35,7 @@ NULL = {"type": "null"}
 
 # Names of the branches of a union; they are no part of a field's name in an error.
 BRANCHES = frozenset({"<text>", "<texts>", "<tokens>", "<token lists>", "<parts>", "<mode>", "<function>", "<allowed>"})
+BRANCHES |= {"<object>", "<message>", "<call>", "<result>", "<reasoning>"}
 
 
 class Body(BaseModel):
@@ -73,9 +75,6 @@ class Body(BaseModel):
                 schema["properties"][name] = {"anyOf": [field, NULL], **about}
         return schema
 
-    def check(self) -> None:
-        """What one field says about another. Raises ApiError."""
-
     def unknown_fields(self, path: str = "") -> Iterator[str]:
         """The paths of all fields that no model has a name for, in this object and in those inside it."""
         for name in self.__pydantic_extra__ or {}:
@@ -101,9 +100,9 @@ def holds_body(annotation: Any) -> bool:
     return any(holds_body(part) for part in get_args(annotation))
 
 
-def fault(message: str) -> PydanticCustomError:
-    """An error of a validator; braces in `message` stand for themselves."""
-    return PydanticCustomError("unacceptable", "{message}", {"message": message})
+def fault(message: str, code: str = "invalid_value") -> PydanticCustomError:
+    """An error of a validator; braces in `message` stand for themselves. `code`: what the client is told beside it."""
+    return PydanticCustomError("unacceptable", "{message}", {"message": message, "code": code})
 
 
 def only(*neutral: Any) -> AfterValidator:
@@ -112,8 +111,10 @@ def only(*neutral: Any) -> AfterValidator:
     def check(value: Any) -> Any:
         if value is None or any(value == allowed and type(value) is type(allowed) for allowed in neutral):
             return value
-        accepted = f"; accepted: {', '.join(map(repr, neutral))}" if neutral else ""
-        raise fault(f"This server does not support it{accepted}")
+        if not neutral:
+            raise fault("this server does not support it", "unsupported_parameter")
+        accepted = ", ".join(json.dumps(value) for value in neutral)
+        raise fault(f"this server does not support it; accepted: null, {accepted}", "unsupported_value")
 
     return AfterValidator(check)
 
@@ -153,7 +154,14 @@ class StreamOptions(Body):
     continuous_usage_stats: bool = Field(False, description="Every chunk has the usage up to it.")
 
 
-class SamplingFields(Body):
+class RequestBody(Body):
+    """The whole body of a request."""
+
+    def check(self) -> None:
+        """What one field says about another. Raises ApiError."""
+
+
+class SamplingFields(RequestBody):
     """The fields that chats and completions share."""
 
     model: str = Field(description="The name of a served model, as /v1/models lists it.")
@@ -218,7 +226,6 @@ class SamplingFields(Body):
     prompt_cache_options: dict[str, Any] | None = ignored()
     prompt_cache_retention: str | None = ignored()
 
-    structured_outputs: Unsupported = unsupported()
     guided_json: Unsupported = unsupported()
     guided_regex: Unsupported = unsupported()
     guided_choice: Unsupported = unsupported()

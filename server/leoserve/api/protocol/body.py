@@ -13,10 +13,10 @@ from starlette.requests import ClientDisconnect
 from leoserve.api.context import context_of
 from leoserve.api.errors import ApiError, ClientGone, bad_request, shorten
 from leoserve.api.generation import unless_gone
-from leoserve.api.protocol.base import BRANCHES, Body
+from leoserve.api.protocol.base import RequestBody
+from leoserve.api.protocol.faults import MAX_FAULTS, as_bad_request
 
-B = TypeVar("B", bound=Body)
-MAX_FAULTS = 5  # faults that one message names
+B = TypeVar("B", bound=RequestBody)
 PARSED_AT_ONCE = 1 << 16  # bytes; parsing more would hold up the event loop for longer than a step
 
 
@@ -58,38 +58,10 @@ def parse(model: type[B], raw: bytes, reject_unknown: bool) -> tuple[B, list[str
     if unknown and reject_unknown:
         names = ", ".join(map(shorten, unknown))
         plural = "s" if len(unknown) > 1 else ""
-        raise bad_request(f"Unrecognized request argument{plural} supplied: {names}", shorten(unknown[0]))
+        message = f"Unrecognized request argument{plural} supplied: {names}"
+        raise bad_request(message, shorten(unknown[0]), "unknown_parameter")
     body.check()
     return body, unknown
-
-
-def as_bad_request(error: ValidationError) -> ApiError:
-    """400 with the first faults that pydantic found, by the names the client used."""
-    faults = error.errors(include_url=False, include_input=False, include_context=False)
-    if faults[0]["type"] == "json_invalid":
-        return bad_request(f"We could not parse the JSON body of your request. {faults[0]['msg']}.")
-    messages = []
-    for item in faults[:MAX_FAULTS]:
-        path = field_path(item["loc"])
-        missing = item["type"] == "missing"
-        if missing:
-            messages.append(f"Missing required parameter: '{path}'.")
-        else:
-            messages.append(f"Invalid '{path}': {item['msg']}." if path else f"{item['msg']}.")
-    if len(faults) > MAX_FAULTS:
-        messages.append(f"({len(faults) - MAX_FAULTS} more)")
-    return bad_request(" ".join(messages), field_path(faults[0]["loc"]) or None)
-
-
-def field_path(location: tuple[int | str, ...]) -> str:
-    """`("messages", 0, "content")` as `messages[0].content`."""
-    path = ""
-    for part in location:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif part not in BRANCHES:
-            path += f".{shorten(part)}" if path else shorten(part)
-    return path
 
 
 def warning_headers(request: Request) -> dict[str, str]:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, cast
 from pydantic import Discriminator, Field, Tag
 
 from leoserve.api.errors import bad_request
-from leoserve.api.protocol.base import MAX_LOGPROBS, SamplingFields, TokenId, Unsupported, unsupported
+from leoserve.api.protocol.base import MAX_LOGPROBS, TokenId, Unsupported, unsupported
+from leoserve.api.protocol.structured import StructuredFields
 
 MAX_PROMPTS = 1024
 DEFAULT_MAX_TOKENS = 16
@@ -37,7 +38,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(StructuredFields):
     prompt: Prompt = Field(
         description=f"A text, a list of texts, a list of token ids, or a list of such; up to {MAX_PROMPTS} prompts."
     )
@@ -51,7 +52,6 @@ class CompletionRequest(SamplingFields):
     )
     add_special_tokens: bool = Field(True, description="Begin a text with the model's beginning-of-text token.")
     suffix: Unsupported = unsupported()
-    response_format: Unsupported = unsupported()
 
     def check(self) -> None:
         super().check()

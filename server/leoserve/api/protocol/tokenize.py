@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from leoserve.api.errors import bad_request
-from leoserve.api.protocol.base import Body, TokenId, Unsupported, unsupported
+from leoserve.api.protocol.base import RequestBody, TokenId, Unsupported, unsupported
 from leoserve.api.protocol.chat import MAX_MESSAGES, ChatRequest, Message, TemplateValue
+from leoserve.api.protocol.tools import MAX_TOOLS, ToolDefinition
 
 OF_CHATS = ("tools", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(RequestBody):
     """A text or a chat."""
 
     model: str | None = Field(None, description="The name of a served model. Default: the first one.")
@@ -26,7 +27,9 @@ class TokenizeRequest(Body):
         description="Begin a text with the model's beginning-of-text token. A chat's prompt always has it, and once.",
     )
     return_token_strs: bool = Field(False, description="Also return how the vocabulary spells each token.")
-    tools: Any = Field(None, description="Only with `messages`, as in a chat.")
+    tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS, fail_fast=True)] = Field(
+        default_factory=list, description="Only with `messages`, as in a chat."
+    )
     add_generation_prompt: bool | None = Field(None, description="Only with `messages`, as in a chat.")
     continue_final_message: bool = Field(False, description="Only with `messages`, as in a chat.")
     chat_template_kwargs: dict[str, TemplateValue] = Field(
@@ -41,7 +44,7 @@ class TokenizeRequest(Body):
         if self.prompt is not None and self.messages is not None:
             raise bad_request("'prompt' and 'messages' exclude each other.", "messages")
         for name in OF_CHATS:
-            if self.messages is None and getattr(self, name) not in (None, False, {}):
+            if self.messages is None and getattr(self, name) not in (None, False, {}, []):
                 raise bad_request(f"'{name}' is only allowed with 'messages'.", name)
         if self.messages is not None:
             self.chat("").check()
@@ -52,7 +55,7 @@ class TokenizeRequest(Body):
         return ChatRequest.model_construct(model=model, **shared)
 
 
-class DetokenizeRequest(Body):
+class DetokenizeRequest(RequestBody):
     """Tokens."""
 
     model: str | None = Field(None, description="The name of a served model. Default: the first one.")

@@ -1,0 +1,187 @@
+"""Answers that follow a grammar: which tokens may come next, told as a bit for each id.
+
+llguidance does the parsing: an Earley parser over a lexer of regular-expression derivatives, walked along a trie of all
+tokens (github.com/guidance-ai/llguidance). Its work is bounded in counted operations rather than in time, so that what
+is refused is refused on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import llguidance
+import numpy as np
+from numpy.typing import NDArray
+
+from leoserve.model.step import Grammar, TokenTable
+
+Words = NDArray[np.int32]
+
+# Between the parts of a JSON text: a space, or a line break with its indentation. So a model that would fill its answer
+# with white space cannot.
+WHITE_SPACE = r"( |\n[ \t]{0,40})"
+MAX_MESSAGE = 400  # characters
+
+
+def limits() -> llguidance.LLParserLimits:
+    """Bounds on the work of a grammar: some tens of milliseconds to compile, a few for the mask of one token."""
+    return llguidance.LLParserLimits(
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=200_000,
+        step_max_items=50_000,
+        max_lexer_states=50_000,
+        max_grammar_size=200_000,
+        verbose_errors=False,
+    )
+
+
+class GrammarError(Exception):
+    """A grammar that cannot be compiled, or is too much work; the message says why."""
+
+
+class Grammars:
+    """Compiles grammars for one tokenizer. May be used by several threads; the GIL is free meanwhile."""
+
+    def __init__(self, table: TokenTable) -> None:
+        spelling = Spelling(table)
+        self._tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(spelling), eos_token=spelling.ends)
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """Raises GrammarError."""
+        try:
+            source = _source(grammar)
+        except ValueError as error:
+            raise GrammarError(_brief(str(error))) from error
+        matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=limits())
+        if matcher.is_error():
+            raise GrammarError(_brief(matcher.get_error()))
+        return CompiledGrammar(matcher, -(-self._tokenizer.vocab_size // 32))
+
+
+class CompiledGrammar:
+    """A grammar at its beginning. `words`: of a mask, 32 ids of the tokenizer each."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, words: int) -> None:
+        self._matcher = matcher
+        self._words = words
+
+    def start(self, generated: Sequence[int] = ()) -> Matcher:
+        """An answer of it, as it stands after the tokens `generated`."""
+        matcher = Matcher(self._matcher.deep_copy(), self._words)
+        for token in generated:
+            matcher.advance(token)
+        return matcher
+
+
+class Matcher:
+    """How far one answer has come in its grammar."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, words: int) -> None:
+        self.inner = matcher
+        self.words = words
+
+    def advance(self, token: int) -> None:
+        """Take note of the token that was chosen."""
+        self.inner.consume_token(token)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer is whole, and nothing can follow."""
+        return self.inner.is_stopped() and not self.inner.is_error()
+
+    @property
+    def error(self) -> str | None:
+        """Why the answer cannot go on: following the grammar became too much work."""
+        return _brief(self.inner.get_error()) if self.inner.is_error() else None
+
+
+class Masks:
+    """The masks of a step's answers, made in other threads while the step computes."""
+
+    def __init__(self, slots: int, vocab: int) -> None:
+        self.vocab = vocab
+        self._slots = slots
+        self._words: Words = np.zeros((slots, 0), dtype=np.int32)  # as wide as the tokenizer is, once that is known
+        self._executor: llguidance.LLExecutor | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._filling: Future[None] | None = None
+
+    def begin(self, matchers: Sequence[tuple[int, Matcher]]) -> None:
+        """Start on the masks of slots with these matchers. Until the next one nobody may move the matchers on."""
+        if not matchers:
+            return
+        if self._executor is None or self._thread is None:  # most servers never need them
+            self._executor, self._thread = llguidance.LLExecutor(), ThreadPoolExecutor(1, "masks")
+            self._words = np.zeros((self._slots, matchers[0][1].words), dtype=np.int32)
+        rows = [(matcher.inner, slot) for slot, matcher in matchers if matcher.error is None]
+        for slot, _ in matchers:
+            self._words[slot] = 0  # of an answer that cannot go on nothing is allowed
+        words, executor = self._words, self._executor
+        if rows:
+            size = words.strides[0]
+            self._filling = self._thread.submit(
+                executor.unsafe_compute_mask_ptr, rows, words.ctypes.data, size, len(words)
+            )
+
+    def allowed(self, slot: int) -> Words:
+        """Words of 32 ids: id i may come next if bit `i % 32` of word `i // 32` is set. Waits for the mask."""
+        if self._filling is not None:
+            self._filling.result()
+            self._filling = None
+        words: Words = self._words[slot]
+        return words
+
+    def allowed_flags(self, slot: int) -> NDArray[np.bool_]:
+        """[vocab]: the same, a flag for each id."""
+        bits = np.unpackbits(self.allowed(slot).view(np.uint8), bitorder="little")[: self.vocab].view(np.bool_)
+        flags = np.zeros(self.vocab, dtype=np.bool_)  # rows of the network that have no token stay out
+        flags[: len(bits)] = bits
+        return flags
+
+
+class Spelling:
+    """A tokenizer for llguidance: the bytes of its tokens, and a way to spell what a grammar leaves no choice about.
+
+    That takes the longest token each time, without a regard for merges: what comes before is not known here.
+    """
+
+    def __init__(self, table: TokenTable) -> None:
+        self.tokens = list(table.pieces)
+        self.special_token_ids = list(table.control)
+        self.ends = list(table.ends)
+        if not self.ends:  # one that the network has no row for, so that no answer is ended by it
+            self.ends = [len(self.tokens)]
+            self.special_token_ids += self.ends
+            self.tokens.append(b"<end>")
+        self.eos_token_id = self.ends[0]
+        self.bos_token_id = None
+        control = set(self.special_token_ids)
+        self._ids = {piece: token for token, piece in enumerate(self.tokens) if piece and token not in control}
+        self._longest = max(map(len, self._ids), default=0)
+
+    def __call__(self, text: bytes) -> list[int]:
+        ids: list[int] = []
+        while text:
+            size = next((n for n in range(min(self._longest, len(text)), 0, -1) if text[:n] in self._ids), 0)
+            if not size:
+                break
+            ids.append(self._ids[text[:size]])
+            text = text[size:]
+        return ids
+
+
+def _source(grammar: Grammar) -> str:
+    """As llguidance takes it. Raises ValueError."""
+    if grammar.kind == "regex":
+        return llguidance.LLMatcher.grammar_from_regex(grammar.source)
+    if grammar.kind == "lark":
+        return llguidance.grammar_from("grammar", grammar.source)  # GBNF is taken, too
+    return llguidance.LLMatcher.grammar_from_json_schema(
+        grammar.source, overrides={"whitespace_flexible": True, "whitespace_pattern": WHITE_SPACE, "lenient": False}
+    )
+
+
+def _brief(message: str) -> str:
+    """The first line of a message, which the parser's state may follow."""
+    return (message.strip().splitlines() or ["unknown error"])[0][:MAX_MESSAGE]
