@@ -51,7 +51,7 @@ def of_structured_outputs(wanted: StructuredOutputs | None) -> Grammar | None:
         choices = " | ".join(lark_text(choice) for choice in wanted.choice)
         return Grammar("lark", f"start: {choices}", "structured_outputs.choice")
     if wanted.grammar is not None:
-        return Grammar("lark", wanted.grammar, "structured_outputs.grammar")
+        return Grammar("grammar", wanted.grammar, "structured_outputs.grammar")
     schema = wanted.json_schema
     if isinstance(schema, str):
         schema = parsed(schema, "structured_outputs.json")

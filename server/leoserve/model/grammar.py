@@ -7,6 +7,8 @@ is refused is refused on every machine.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -14,7 +16,8 @@ import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
-from leoserve.model.step import Grammar, TokenTable
+from leoserve.model.schema import prepared
+from leoserve.model.step import Grammar, GrammarKind, TokenTable
 
 Words = NDArray[np.int32]
 
@@ -22,14 +25,21 @@ Words = NDArray[np.int32]
 # with white space cannot.
 WHITE_SPACE = r"( |\n[ \t]{0,40})"
 MAX_MESSAGE = 400  # characters
+MAX_FORCED = 200  # bytes of a text without a choice that are spelled ahead
 
 
-def limits() -> llguidance.LLParserLimits:
-    """Bounds on the work of a grammar: some tens of milliseconds to compile, a few for the mask of one token."""
+def limits(kind: GrammarKind) -> llguidance.LLParserLimits:
+    """Bounds on the work of a grammar: some hundred milliseconds to compile, some tens for the mask of one token.
+
+    An object's optional properties, or the functions that may be called, are items of one row, four for each
+    (schema.MAX_PROPERTIES). What a client writes by hand is smaller, and in it items may cost more.
+    """
+    own = kind == "grammar"
     return llguidance.LLParserLimits(
         initial_lexer_fuel=1_000_000,
         step_lexer_fuel=200_000,
-        step_max_items=50_000,
+        step_max_items=5_000 if own else 50_000,
+        max_items_in_row=2_000 if own else 5_000,
         max_lexer_states=50_000,
         max_grammar_size=200_000,
         verbose_errors=False,
@@ -53,7 +63,7 @@ class Grammars:
             source = _source(grammar)
         except ValueError as error:
             raise GrammarError(_brief(str(error))) from error
-        matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=limits())
+        matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=limits(grammar.kind))
         if matcher.is_error():
             raise GrammarError(_brief(matcher.get_error()))
         return CompiledGrammar(matcher, -(-self._tokenizer.vocab_size // 32))
@@ -162,12 +172,15 @@ class Spelling:
 
     def __call__(self, text: bytes) -> list[int]:
         ids: list[int] = []
-        while text:
-            size = next((n for n in range(min(self._longest, len(text)), 0, -1) if text[:n] in self._ids), 0)
-            if not size:
+        start, end = 0, min(len(text), MAX_FORCED)
+        while start < end:
+            sizes = range(min(self._longest, len(text) - start), 0, -1)
+            pieces = (text[start : start + size] for size in sizes)
+            token = next((self._ids[piece] for piece in pieces if piece in self._ids), None)
+            if token is None:
                 break
-            ids.append(self._ids[text[:size]])
-            text = text[size:]
+            ids.append(token)
+            start += len(self.tokens[token])
         return ids
 
 
@@ -176,10 +189,33 @@ def _source(grammar: Grammar) -> str:
     if grammar.kind == "regex":
         return llguidance.LLMatcher.grammar_from_regex(grammar.source)
     if grammar.kind == "lark":
-        return llguidance.grammar_from("grammar", grammar.source)  # GBNF is taken, too
+        return llguidance.grammar_from("lark", _with_prepared(grammar.source))
+    if grammar.kind == "grammar":
+        return llguidance.grammar_from("grammar", _with_prepared(grammar.source))  # tells GBNF by its "::="
     return llguidance.LLMatcher.grammar_from_json_schema(
-        grammar.source, overrides={"whitespace_flexible": True, "whitespace_pattern": WHITE_SPACE, "lenient": False}
+        json.dumps(prepared(json.loads(grammar.source))),
+        overrides={"whitespace_flexible": True, "whitespace_pattern": WHITE_SPACE, "lenient": False},
     )
+
+
+# Of a grammar in Lark's notation: a text, a comment, a regular expression, or what a schema follows.
+_LARK = re.compile(r'"(?:\\.|[^"\\\n])*"|(?://|#)[^\n]*|/(?:\\.|[^/\\\n])+/|%json\b\s*')
+
+
+def _with_prepared(source: str) -> str:
+    """A grammar in Lark's notation, the schemas in it as the engine takes them. Raises ValueError."""
+    told, at = [], 0
+    decoder = json.JSONDecoder()
+    while (match := _LARK.search(source, at)) is not None:
+        told.append(source[at : match.end()])
+        at = match.end()
+        if match[0].startswith("%json"):
+            schema, at = decoder.raw_decode(source, at)
+            ready = prepared(schema)
+            if isinstance(schema, dict) and "x-guidance" in schema:  # how calls are spaced, or its author's choice
+                ready["x-guidance"] = schema["x-guidance"]
+            told.append(json.dumps(ready))
+    return "".join(told) + source[at:]
 
 
 def _brief(message: str) -> str:

@@ -11,17 +11,18 @@ if TYPE_CHECKING:
     from leoserve.model.grammar import CompiledGrammar
 
 ErrorKind = Literal["invalid", "internal"]
-GrammarKind = Literal["json_schema", "regex", "lark"]
+GrammarKind = Literal["json_schema", "regex", "lark", "grammar"]
 
 
 class Grammar(msgspec.Struct, frozen=True):
     """What an answer must be: JSON that a schema describes, a match of a regular expression, a text of a grammar.
 
-    `param` is the field of the request that asks for it, for errors.
+    `source` by `kind`: a JSON schema; a regular expression; a grammar of this server's making in llguidance's dialect
+    of Lark; one of a client's, in the same or in GBNF. `param`: the field of the request that asks for it, for errors.
     """
 
     kind: GrammarKind
-    source: str  # a JSON schema, a regular expression, or a grammar in llguidance's dialect of Lark
+    source: str
     param: str
 
 
