@@ -133,7 +133,34 @@ def xgrammar(vocabulary: Vocabulary) -> Callable[[Any], Start]:
     return compiled
 
 
-ENGINES = {"llguidance": llguidance, "xgrammar": xgrammar}
+def leoserve(vocabulary: Vocabulary) -> Callable[[Any], Start]:
+    """The first with what leoserve makes of schemas before, and with its limits and white space."""
+    step, grammar = importlib.import_module("leoserve.model.step"), importlib.import_module("leoserve.model.grammar")
+    control = [number for number, data in enumerate(vocabulary.bytes) if not data]
+    grammars = grammar.Grammars(step.TokenTable(vocabulary.bytes, control, vocabulary.ends))
+
+    class Row:
+        def __init__(self, matcher: Any) -> None:
+            self.matcher = matcher
+
+        def fill(self, mask: Mask) -> None:
+            self.matcher.inner.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+
+        def accept(self, token: int) -> bool:
+            self.matcher.advance(token)
+            return self.matcher.error is None
+
+    def compiled(schema: Any) -> Start:
+        try:
+            ready = grammars.compile(step.Grammar("json_schema", json.dumps(schema), ""))
+        except grammar.GrammarError as error:
+            raise ValueError(str(error)) from error
+        return lambda: Row(ready.start())
+
+    return compiled
+
+
+ENGINES = {"llguidance": llguidance, "xgrammar": xgrammar, "leoserve": leoserve}
 
 
 def spellings(value: Any) -> list[str]:
@@ -254,7 +281,7 @@ def measure(name: str, vocabulary: Vocabulary) -> dict[str, Any]:
         facts = {"must_be_refused": case["refused"], "compile_ms": round(times["compile"][-1] * 1e3, 2)}
         rows[case["name"]] = facts | one_schema(case, start, vocabulary, times)
     return {
-        "version": importlib.metadata.version(name),
+        "version": importlib.metadata.version("xgrammar" if name == "xgrammar" else "llguidance"),
         "imports_torch": torch_loaded,
         "import_and_prepare_s": round(prepared, 3),
         "memory_mib": round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024),

@@ -240,12 +240,12 @@ def has_finite_value(root: Schema) -> bool:
     The least fixed point over all schemas; what one asks beside its structure is not looked at. Raises SchemaError.
     """
     schemas = [each for _, each in subschemas(root)]
-    schemas.reverse()  # what a schema consists of comes before it
     finite: set[int] = set()
     for _ in range(MAX_ROUNDS):
-        found = {id(each) for each in schemas if id(each) not in finite and is_finite(each, root, finite)}
-        finite |= found
-        if not found or id(root) in finite:
+        schemas.reverse()  # first what others consist of, mostly; then the other way, for references that lead on
+        before = len(finite)
+        finite.update(id(each) for each in schemas if id(each) not in finite and is_finite(each, root, finite))
+        if len(finite) == before or id(root) in finite:
             return id(root) in finite
     raise SchemaError(f"references refer on more than {MAX_ROUNDS} times")
 
