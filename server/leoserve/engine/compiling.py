@@ -68,13 +68,18 @@ class Compiling:
     def _compiled(self, grammar: Grammar) -> Future[CompiledGrammar]:
         """The grammar, compiled or about to be."""
         key = (grammar.kind, grammar.source)
-        found = self._kept.get(key)
-        if found is None:
-            found = self._kept[key] = self._threads.submit(self._compile, grammar, self._grammars)
-            if len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
+        with self._lock:
+            found = self._kept.get(key)
+            if found is None:
+                found = self._kept[key] = self._threads.submit(self._compile, grammar, self._grammars)
+                if len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
         return found
+
+    def _forget(self, grammar: Grammar) -> None:
+        with self._lock:
+            self._kept.pop((grammar.kind, grammar.source), None)
 
     @staticmethod
     def _compile(grammar: Grammar, grammars: Future[Grammars] | None) -> CompiledGrammar:
@@ -98,4 +103,5 @@ class Compiling:
         if not isinstance(error, GrammarError):
             log.error("compiling a grammar failed", exc_info=error)
             message = "the grammar could not be compiled"
+            self._forget(grammar)  # it may have been the machine's fault
         self._send(Refused(request.request_id, "invalid_grammar", message, grammar.param))
