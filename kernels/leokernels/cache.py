@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from leokernels.contract import KVCache
+from leokernels.contract import KVCache, indexable
 
 EIGHT_BIT = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # the largest stored value
 
@@ -49,7 +49,7 @@ def _write(key: Tensor, value: Tensor, cache: KVCache, slots: Tensor, keeps: Ten
         else:
             stored, scale = quantize(x, pages.dtype)
             _put(scales, place, scale, keeps)
-            _put(pages.view(torch.uint8), place, stored.view(torch.uint8), keeps)  # few operations know float8
+            _put(indexable(pages), place, indexable(stored), keeps)
 
 
 def _put(pages: Tensor, place: tuple[Tensor, Tensor], x: Tensor, keeps: Tensor | None) -> None:

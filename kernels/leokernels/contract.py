@@ -13,6 +13,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -35,8 +36,13 @@ class KVCache:
 
     def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
         """Block `sources[i]` to block `targets[i]`; both [n] int64."""
-        for part in self.tensors():
+        for part in map(indexable, self.tensors()):
             part[targets] = part[sources]
+
+
+def indexable(pages: Tensor) -> Tensor:
+    """The same memory, its elements of 8 bits as uint8: on a GPU, torch indexes no float8 in every version."""
+    return pages.view(torch.uint8) if pages.itemsize == 1 else pages
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from leokernels.contract import AttentionMetadata, KVCache
+from leokernels.contract import AttentionMetadata, KVCache, indexable
 
 
 def attention(
@@ -31,7 +31,7 @@ def _gather(pages: Tensor, scales: Tensor | None, blocks: Tensor, context: int) 
     """The first `context` slots of a sequence: [context, kv_heads, head_dim] float32."""
     block_size = pages.shape[1]
     used = blocks[: -(-context // block_size)]
-    stored = pages[used].flatten(0, 1)[:context].float()
+    stored = indexable(pages)[used].view(pages.dtype).flatten(0, 1)[:context].float()
     return stored if scales is None else stored * scales[used].flatten(0, 1)[:context, :, None]
 
 

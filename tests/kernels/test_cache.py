@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from leokernels import new_cache, write_kv
 from leokernels.cache import EIGHT_BIT, quantize, write_unread
@@ -104,3 +106,28 @@ def test_a_copied_block_brings_its_scales(dtype: torch.dtype) -> None:
     cache.copy_blocks(torch.tensor([0]), torch.tensor([2]))
     for part in cache.tensors():
         assert torch.equal(part[2].float(), part[0].float())
+
+
+class NoIndexOfFloat8(TorchDispatchMode):
+    """As some versions of torch are on a GPU."""
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = operation.name().split(".")[0]
+        if name.startswith("aten::index") and args[0].dtype is torch.float8_e4m3fn:
+            raise NotImplementedError(f"{name} of float8")
+        return operation(*args, **(kwargs or {}))
+
+
+def test_no_index_into_float8_is_needed() -> None:
+    case = Case("rows", ((20, 1), (0, 30)))
+    inputs = random_inputs(case, torch.float32)
+    cache = new_cache(3, 4, 2, 8, dtype=torch.float8_e4m3fn, device=CPU, implementation="reference")
+    key, value = torch.randn(2, 4, 2, 8)
+    with NoIndexOfFloat8():
+        with pytest.raises(NotImplementedError):
+            cache.keys[torch.tensor([0])]
+        run_case(case, inputs, "reference", torch.float8_e4m3fn)
+        write_unread(key, value, cache, torch.arange(4))
+        cache.copy_blocks(torch.tensor([0]), torch.tensor([2]))

@@ -77,10 +77,8 @@ def prefill(capability: tuple[int, int], head_dim: int, sharing: int, cached_byt
             return Tile(rows=32, keys=16, warps=4, stages=1)  # so that a few dozen tokens meet every kind of tile
         case "sm_80" | "sm_89", 128, 1, True:
             return Tile(rows=64, keys=32, warps=8, stages=2, registers=registers)
-        case ("sm_80", 128, 1, _) | ("sm_89", _, _, _):
+        case ("sm_80", 128, 1, _) | ("sm_80", 128, _, True) | ("sm_89", _, _, _):
             return Tile(rows=64, keys=32, warps=4, stages=2, registers=registers)
-        case "sm_80", 128, _, True:
-            return Tile(rows=128, keys=32, warps=8, stages=2, registers=registers)
         case "sm_100", 64, _, _ if sharing > 1:
             return Tile(rows=128, keys=32, warps=8, stages=2, registers=registers)
         case _, 128, 1, True:
