@@ -1,4 +1,4 @@
-"""The description of the API: /openapi.json, and /docs as one page that loads nothing from anywhere."""
+"""The description of the API for people: /docs, one page that loads nothing from anywhere."""
 
 from __future__ import annotations
 
@@ -6,25 +6,11 @@ from html import escape
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI, Request
-from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
-from starlette.responses import HTMLResponse, Response
+from fastapi import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from leoserve.api.protocol.chat import ChatRequest
-from leoserve.api.protocol.completions import CompletionRequest
-from leoserve.api.protocol.responses import ResponsesRequest
-from leoserve.api.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from leoserve.api.openapi import REFERENCE, document_of
 
-BODIES: list[type[BaseModel]] = [
-    ChatRequest,
-    CompletionRequest,
-    ResponsesRequest,
-    TokenizeRequest,
-    DetokenizeRequest,
-]
-REFERENCE = "#/components/schemas/"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; width: 100% } td, th { text-align: left; vertical-align: top; padding: .3rem .6rem }
@@ -32,36 +18,14 @@ tr { border-bottom: 1px solid #8884 } code { font-size: .9em } :root { color-sch
 """
 
 
-def takes(model: type[BaseModel]) -> dict[str, Any]:
-    """For a route that reads its body itself: what the body is."""
-    schema = {"$ref": REFERENCE + model.__name__}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def description(app: FastAPI, root_path: str) -> dict[str, Any]:
-    """The OpenAPI document of `app`, with the schemas of the bodies. `root_path`: where a proxy serves it."""
-    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    _, schemas = models_json_schema([(body, "validation") for body in BODIES], ref_template=REFERENCE + "{model}")
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            operation["responses"].pop("422", None)  # FastAPI's way of refusing; ours is OpenAI's
-    bearer = {"type": "http", "scheme": "bearer", "description": "Only needed where the server was given keys."}
-    document["components"] = {"schemas": schemas["$defs"], "securitySchemes": {"key": bearer}}
-    document["security"] = [{}, {"key": []}]
-    document["servers"] = [{"url": root_path or "/"}]
-    return document
-
-
-async def openapi(request: Request) -> Response:
-    """The OpenAPI document."""
-    return Response(
-        msgspec.json.encode(description(request.app, request.scope["root_path"])), media_type="application/json"
-    )
+async def entrance(request: Request) -> Response:
+    """Who opens the server's address in a browser is led to the page."""
+    return RedirectResponse(request.scope["root_path"] + "/docs")
 
 
 async def page(request: Request) -> Response:
     """The same for people."""
-    document = description(request.app, request.scope["root_path"])
+    document = document_of(request)
     title = f"{document['info']['title']} {document['info']['version']}"
     parts = [f"<h1>{escape(title)}</h1><p>{escape(document['info']['description'])}"]
     parts.append(' The same for programs: <a href="openapi.json">openapi.json</a>.</p><h2>Routes</h2><table>')

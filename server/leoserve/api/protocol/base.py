@@ -8,17 +8,17 @@ from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     Tag,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from leoserve.api.errors import bad_request
 
@@ -70,9 +70,11 @@ class Body(BaseModel):
         """Every field with a default may also be null."""
         schema = handler.resolve_ref_schema(handler(core))
         for name, field in schema["properties"].items():
-            if name not in schema.get("required", ()) and NULL not in field.get("anyOf", ()) and "type" in field:
-                about = {key: field.pop(key) for key in ("default", "description", "title") if key in field}
-                schema["properties"][name] = {"anyOf": [field, NULL], **about}
+            about = {key: field[key] for key in ("default", "description") if key in field}
+            kind = {key: value for key, value in field.items() if key not in about}
+            takes_null = not kind or kind == NULL or NULL in kind.get("anyOf", ())
+            if name not in schema.get("required", ()) and not takes_null:
+                schema["properties"][name] = {"anyOf": [kind, NULL], **about}
         return schema
 
     def unknown_fields(self, path: str = "") -> Iterator[str]:
@@ -105,21 +107,36 @@ def fault(message: str, code: str = "invalid_value") -> PydanticCustomError:
     return PydanticCustomError("unacceptable", "{message}", {"message": message, "code": code})
 
 
-def only(*neutral: Any) -> AfterValidator:
+class Only:
     """For a field whose effect this server does not have: only null or a value of `neutral` is taken."""
 
-    def check(value: Any) -> Any:
-        if value is None or any(value == allowed and type(value) is type(allowed) for allowed in neutral):
+    def __init__(self, *neutral: bool | list[str]) -> None:
+        self.neutral = neutral
+
+    def check(self, value: Any) -> Any:
+        if value is None or any(value == allowed and type(value) is type(allowed) for allowed in self.neutral):
             return value
-        if not neutral:
+        if not self.neutral:
             raise fault("this server does not support it", "unsupported_parameter")
-        accepted = ", ".join(json.dumps(value) for value in neutral)
+        accepted = ", ".join(json.dumps(value) for value in self.neutral)
         raise fault(f"this server does not support it; accepted: null, {accepted}", "unsupported_value")
 
-    return AfterValidator(check)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [*map(exactly, self.neutral), NULL]} if self.neutral else dict(NULL)
 
 
-Unsupported = Annotated[Any, only()]
+def exactly(value: bool | list[str]) -> JsonSchemaValue:
+    """The JSON schema of one value."""
+    if isinstance(value, bool):
+        return {"type": "boolean", "const": value}
+    items = {"type": "string", "enum": value} if value else {}
+    return {"type": "array", "items": items, "minItems": len(value), "maxItems": len(value)}
+
+
+Unsupported = Annotated[Any, Only()]
 
 
 def unsupported(accepted: str = "null") -> Any:
@@ -179,7 +196,10 @@ class SamplingFields(RequestBody):
         1.0, gt=0, le=100, description="Divides the logits of tokens in prompt and answer; 1 is none."
     )
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        default_factory=dict, max_length=MAX_BIASES, description="Token id to what is added to its logit, -100 to 100."
+        default_factory=dict,
+        max_length=MAX_BIASES,
+        description="Token id to what is added to its logit, -100 to 100.",
+        json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,10}$"}},
     )
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED, fail_fast=True)] | None = (
         Field(None, description="Sample only these tokens.")

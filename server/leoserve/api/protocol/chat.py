@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema
 
 from leoserve.api.errors import bad_request
 from leoserve.api.protocol.base import (
     MAX_LOGPROBS,
     Body,
+    Only,
     Unsupported,
     fault,
     ignored,
-    only,
     unsupported,
 )
 from leoserve.api.protocol.structured import StructuredFields
@@ -40,19 +40,20 @@ MAX_PARTS = 1024  # of one message
 MAX_TEMPLATE_VALUE = 4096  # characters of one value in chat_template_kwargs
 
 
+def is_text(value: str) -> str:
+    if value not in ("text", "refusal"):
+        raise fault(f"Parts of type '{value[:40]}' are not supported, only 'text'")
+    return value
+
+
 class ContentPart(Body):
     """One part of a message. Only parts of text can be served."""
 
-    type: str
-    text: str | None = None
-    refusal: str | None = None
-
-    @field_validator("type")
-    @classmethod
-    def is_text(cls, value: str) -> str:
-        if value not in ("text", "refusal"):
-            raise fault(f"Parts of type '{value[:40]}' are not supported, only 'text'")
-        return value
+    type: Annotated[str, AfterValidator(is_text), WithJsonSchema({"type": "string", "enum": ["text", "refusal"]})] = (
+        Field(description="Images, sound and files cannot be read, and nothing is ever fetched.")
+    )
+    text: str | None = Field(None, description="The text.")
+    refusal: str | None = Field(None, description="The text of a refusal.")
 
     def as_text(self) -> str | None:
         return self.text if self.type == "text" else self.refusal
@@ -64,7 +65,8 @@ def is_scalar(value: Any) -> Any:
     return value
 
 
-TemplateValue = Annotated[Any, AfterValidator(is_scalar)]
+SCALAR = {"anyOf": [{"type": "boolean"}, {"type": "number"}, {"type": "string", "maxLength": MAX_TEMPLATE_VALUE}]}
+TemplateValue = Annotated[Any, AfterValidator(is_scalar), WithJsonSchema(SCALAR)]
 
 
 def text_or_parts(value: Any) -> str:
@@ -81,8 +83,12 @@ Content = Annotated[
 class Message(Body):
     """One message of a chat. `null` content is for an assistant's message that only called tools."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Content | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"] = Field(
+        description="Who speaks; a developer speaks as the system."
+    )
+    content: Content | None = Field(
+        None, description="A text, or parts of text. Only an assistant's message may have none."
+    )
     name: str | None = Field(None, description="Given to the chat template, if that uses names.")
     tool_calls: Annotated[list[MessageToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] = Field(
         default_factory=list, description="The calls that the assistant made."
@@ -191,7 +197,7 @@ class ChatRequest(StructuredFields):
     function_call: FunctionCallChoice | None = Field(
         None, description="The older form of `tool_choice`: `auto`, `none`, or the name of a function in an object."
     )
-    modalities: Annotated[Any, only(["text"])] = unsupported("['text']")
+    modalities: Annotated[Any, Only(["text"])] = unsupported("['text']")
     audio: Unsupported = unsupported()
     web_search_options: Unsupported = unsupported()
     moderation: Unsupported = unsupported()

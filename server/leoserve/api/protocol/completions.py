@@ -28,10 +28,10 @@ def prompt_form(value: Any) -> str:
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
     | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("<texts>")]
-    | Annotated[list[TokenId], Field(fail_fast=True), Tag("<tokens>")]
+    | Annotated[list[TokenId], Field(min_length=1, fail_fast=True), Tag("<tokens>")]
     | Annotated[
         list[Annotated[list[TokenId], Field(fail_fast=True)]],
-        Field(max_length=MAX_PROMPTS, fail_fast=True),
+        Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
         Tag("<token lists>"),
     ],
     Discriminator(prompt_form),

@@ -10,12 +10,13 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from leoserve.api.errors import bad_request, shorten
 from leoserve.api.protocol.base import (
     MAX_LOGPROBS,
+    NULL,
     Body,
+    Only,
     SamplingFields,
     Unsupported,
     fault,
     ignored,
-    only,
     text_or_texts,
     unsupported,
 )
@@ -62,7 +63,7 @@ def one_of(*names: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "enum": list(names)})
 
 
-Stateful = Annotated[Any, stateless()]
+Stateful = Annotated[Any, stateless(), WithJsonSchema(NULL)]
 
 
 class InputPart(Body):
@@ -303,12 +304,12 @@ class ResponsesRequest(SamplingFields):
     previous_response_id: Stateful = unsupported()
     conversation: Stateful = unsupported()
     prompt: Stateful = unsupported()
-    background: Annotated[Any, only(False)] = unsupported("false")
+    background: Annotated[Any, Only(False)] = unsupported("false")
     background_options: Unsupported = unsupported()
-    context_management: Annotated[Any, only([])] = unsupported("null or []")
+    context_management: Annotated[Any, Only([])] = unsupported("null or []")
     moderation: Unsupported = unsupported()
     prompt_logprobs: Unsupported = unsupported()
-    return_token_ids: Annotated[Any, only(False)] = unsupported("false")
+    return_token_ids: Annotated[Any, Only(False)] = unsupported("false")
 
     def check(self) -> None:
         super().check()
