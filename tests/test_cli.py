@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import leoserve
+from leoserve.elsewhere import INSTEAD
 from leoserve.serve import StartError, bind, curl, listen
 from leoserve.settings import Settings, flag
 from tests.checkpoints import random_weights, write_checkpoint, write_weights
@@ -83,6 +84,15 @@ def test_help_of_serve_shows_every_option() -> None:
         (["serve", "--model", "leo"], "the model is given without a flag: leoserve serve MODEL (see leoserve serve"),
         (["serve", "--no-log-request"], "there is no option --no-log-request; did you mean --no-log-requests?"),
         (["serve", "--api-key", ""], "--api-key: the key is empty"),
+        (
+            ["serve", "--tensor-parallel-size", "2"],
+            "--tensor-parallel-size is another server's option: a model runs on",
+        ),
+        (
+            ["serve", "--kv-cache-dtype=fp8"],
+            "--kv-cache-dtype is another server's option: use --kv-dtype (see leoserve",
+        ),
+        (["serve", "--root-path", "llm"], "--root-path llm: should begin with a slash, like /llm"),
         (["serve", "a", "b"], "b is one too many (see leoserve serve --help)"),
         (["serve", "--port"], "argument --port: expected one argument (see leoserve serve --help)"),
         (["srve"], "argument COMMAND: invalid choice: 'srve'"),
@@ -182,3 +192,11 @@ def test_the_curl_line_can_be_pasted_whatever_the_model_is_called(chat: bool, ro
     assert words[:2] == ["curl", f"http://127.0.0.1:8000/v1/{route}"]
     assert json.loads(words[-1])["model"] == 'Leo\'s "best"'
     assert "Authorization: Bearer $LEOSERVE_API_KEY" in words
+
+
+def test_what_takes_the_place_of_other_servers_options_exists() -> None:
+    ours = {flag(name) for name in Settings.model_fields} | {"--no-log-requests"}
+    assert not INSTEAD.keys() & ours
+    named = {word.rstrip(".:,;") for text in INSTEAD.values() for word in text.split() if word.startswith("--")}
+    assert len(named) > 5
+    assert named <= ours

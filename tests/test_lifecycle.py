@@ -127,6 +127,7 @@ def test_the_block_at_the_start_says_where_and_what(start: Serve, checkpoint: Pa
     server.wait_for(r"options .*num_kv_blocks 512")
     assert [model.id for model in server.openai().models.list()] == ["leo-lion", "leo-2"]
     assert httpx2.get(f"{server.url}/openapi.json").json()["servers"] == [{"url": "/llm"}]
+    assert "(GET /llm/nichts)" in httpx2.get(f"{server.url}/nichts").json()["error"]["message"]
     server.stop()
 
 
@@ -142,7 +143,7 @@ import os, signal, sys, threading
 from leoserve import cli, lifecycle, serve
 
 class Engine:
-    def __init__(self, config, *, stall_timeout):
+    def __init__(self, config, *, tokens, stall_timeout):
         print("patience", stall_timeout)
     def spawn(self):
         if "interrupted" in sys.argv:

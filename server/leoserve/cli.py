@@ -66,6 +66,7 @@ def parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     known = parser()
     given, strange = known.parse_known_args(arguments)
     if strange:
+        from leoserve.elsewhere import INSTEAD
         from leoserve.flags import is_switch
         from leoserve.settings import Settings, flag, suggest
 
@@ -76,6 +77,8 @@ def parse(arguments: Sequence[str] | None) -> dict[str, Any]:
             message = f"{word} is one too many"
         elif word == "--model":
             message = "the model is given without a flag: leoserve serve MODEL"
+        elif word in INSTEAD and given.command == "serve":
+            message = f"{word} is another server's option: {INSTEAD[word]}"
         else:
             message = f"there is no option {word}{suggest(word, options)}"
         known.exit(2, f"leoserve: error: {message} (see leoserve {given.command} --help)\n")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BeforeValidator, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
@@ -67,6 +67,13 @@ def split_commas(value: object) -> object:
 
 
 Names = Annotated[list[str], NoDecode, BeforeValidator(split_commas)]
+
+
+def as_prefix(path: str) -> str:
+    """Without a slash at the end. Raises ValueError for one that does not begin with a slash."""
+    if path and not path.startswith("/"):
+        raise ValueError(f"should begin with a slash, like /{path}")
+    return path.rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -169,7 +176,7 @@ class Settings(BaseSettings):
         unset="none",
         metavar="ORIGIN",
     )
-    root_path: str = option(
+    root_path: Annotated[str, AfterValidator(as_prefix)] = option(
         "",
         "Server",
         "Path under which a proxy serves this server, such as /llm. Set it when the proxy strips that path.",
@@ -495,7 +502,7 @@ def describe(error: ErrorDetails, flags: Mapping[str, Any]) -> str:
     else:
         file = flags.get("config") or os.environ.get(PREFIX + "CONFIG")
         where = f"--config {file}: {name}: {value}"
-    message = re.sub(r"^(Value error, )?Input should be", "should be", error["msg"])
+    message = re.sub(r"^Input should be", "should be", error["msg"].removeprefix("Value error, "))
     return f"{where}: {message[:1].lower()}{message[1:]}"
 
 

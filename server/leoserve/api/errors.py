@@ -189,13 +189,13 @@ async def on_client_gone(request: Request, error: Exception) -> Response:
 
 
 async def on_unknown_route(request: Request, error: Exception) -> Response:
-    message = f"Invalid URL ({request.method} {shorten(request.url.path)})"
+    message = f"Invalid URL ({request.method} {shorten(request.scope['path'])})"
     return error_response(ApiError(404, message, code="unknown_url"))
 
 
 async def on_wrong_method(request: Request, error: Exception) -> Response:
     headers = error.headers if isinstance(error, HTTPException) else None
-    message = f"Not allowed to {request.method} on {shorten(request.url.path)}"
+    message = f"Not allowed to {request.method} on {shorten(request.scope['path'])}"
     return error_response(ApiError(405, message, code="method_not_supported", headers=headers))
 
 
