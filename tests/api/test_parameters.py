@@ -31,7 +31,7 @@ SHARED: dict[str, Values] = {
     "top_k": ([-1, 0, 1, INT32 - 1, None], [-2, INT32, 1.5, "1", True]),
     "presence_penalty": PENALTY,
     "frequency_penalty": PENALTY,
-    "repetition_penalty": ([0.001, 1, 100, None], [0, -1, 100.5, "1"]),
+    "repetition_penalty": ([0.001, 1, 100, None], [0, 5e-324, 0.0009, -1, 100.5, "1"]),
     "logit_bias": (
         [{}, {"300": 100}, {"300": -100.0, "301": 0}, None],
         [{"300": 100.5}, {"300": -101}, {"300": "1"}, {"99999": 1}, {"-1": 1}, {"x": 1}, {"3.0": 1}, [], "x"],

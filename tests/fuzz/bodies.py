@@ -33,7 +33,9 @@ ASKED = {"role": "user", "content": "Wie ist das Wetter?"}
 
 
 def schema_field(schemas: Values) -> Values:
-    return st.one_of(schemas, schemas, schemas, st.none(), st.sampled_from([{}, {"type": "object"}, {"type": "nothing"}]))
+    return st.one_of(
+        schemas, schemas, schemas, st.none(), st.sampled_from([{}, {"type": "object"}, {"type": "nothing"}])
+    )
 
 
 def functions() -> Values:
@@ -64,14 +66,22 @@ def structured() -> Values:
 
 
 def response_format() -> Values:
-    schema = st.fixed_dictionaries({"name": st.just("form")}, optional={"schema": schema_field(ROOTS), "strict": st.booleans()})
+    schema = st.fixed_dictionaries(
+        {"name": st.just("form")}, optional={"schema": schema_field(ROOTS), "strict": st.booleans()}
+    )
     named = schema.map(lambda its: {"type": "json_schema", "json_schema": its})
-    return st.one_of(named, named, st.sampled_from([{"type": "text"}, {"type": "json_object"}, {"type": "json_schema"}]))
+    return st.one_of(
+        named, named, st.sampled_from([{"type": "text"}, {"type": "json_object"}, {"type": "json_schema"}])
+    )
 
 
 def text_format() -> Values:
-    named = schema_field(ROOTS).map(lambda schema: {"format": {"type": "json_schema", "name": "form", "schema": schema}})
-    return named | st.sampled_from([{}, {"verbosity": "low"}, {"format": {"type": "json_object"}}, {"format": {"type": "text"}}])
+    named = schema_field(ROOTS).map(
+        lambda schema: {"format": {"type": "json_schema", "name": "form", "schema": schema}}
+    )
+    return named | st.sampled_from(
+        [{}, {"verbosity": "low"}, {"format": {"type": "json_object"}}, {"format": {"type": "text"}}]
+    )
 
 
 def conversation() -> Values:
@@ -106,7 +116,11 @@ def items() -> Values:
     call = objects(CallItem, {"call_id": st.just("c1"), "name": CALLED})
     result = {"type": "function_call_output", "call_id": "c1", "output": "12 Grad"}
     called = call.map(lambda one: [one, result])
-    turns = st.lists(message.map(lambda one: [one]) | called | objects(ReasoningItem, {}).map(lambda one: [one]), min_size=1, max_size=3)
+    turns = st.lists(
+        message.map(lambda one: [one]) | called | objects(ReasoningItem, {}).map(lambda one: [one]),
+        min_size=1,
+        max_size=3,
+    )
     return TEXTS | turns.map(lambda parts: [item for part in parts for item in part])
 
 
@@ -117,7 +131,11 @@ def input_parts() -> Values:
 def choices() -> Values:
     """Which function to call: in the forms of chats and of responses."""
     name = CALLED.map(lambda name: {"name": name})
-    known = {"function": name, "name": CALLED, "tools": st.lists(objects(NamedChoice, {"function": name}), min_size=1, max_size=2)}
+    known = {
+        "function": name,
+        "name": CALLED,
+        "tools": st.lists(objects(NamedChoice, {"function": name}), min_size=1, max_size=2),
+    }
     flat = CALLED.map(lambda name: {"type": "function", "name": name})
     modes = st.sampled_from(["none", "auto", "required", "required"])
     allowed = st.builds(
@@ -171,12 +189,16 @@ def bodies(path: str, tokenizer: Tokenizer) -> Values:
     model = MODELS[path]
     known = known_fields(tokenizer)
     if model is ResponsesRequest:
-        tool = objects(FunctionTool, {"type": st.just("function"), "name": CALLED, "parameters": schema_field(PARAMETERS)})
+        tool = objects(
+            FunctionTool, {"type": st.just("function"), "name": CALLED, "parameters": schema_field(PARAMETERS)}
+        )
         known = {**known, "tools": distinct(tool), "n": st.just(1)}
     fields = {spelled(model, name): field for name, field in model.model_fields.items()}
     required = [name for name, field in fields.items() if field.is_required()]
     refused = [name for name, field in fields.items() if (field.description or "").startswith("Not supported")]
-    heavy = [name for name in ("tools", "tool_choice", "structured_outputs", "response_format", "text") if name in fields]
+    heavy = [
+        name for name in ("tools", "tool_choice", "structured_outputs", "response_format", "text") if name in fields
+    ]
     usual = [name for name in fields if name not in (*required, *refused, *LENGTHS, "seed", "stream")]
     lengths = [name for name in LENGTHS if name in fields]
 

@@ -21,8 +21,37 @@ Values = st.SearchStrategy[Any]
 Known = Mapping[str, Values]  # by the name that a field has in a request
 
 PIECES = [
-    *("Die Stadt", " liegt", "e", "er", " ", "\n", "\t", "ß", "Ä", "ü", "A\u0308", "🦁", "👩‍👩‍👧", "\u2028", "\ufeff", "\u202e"),
-    *("<|im_end|>", "<|im_start|>user\n", "<s>", "</s>", "<SEP>", "<tool_call>", "</tool_call>", "{", '"', "\\", "\x00"),
+    *(
+        "Die Stadt",
+        " liegt",
+        "e",
+        "er",
+        " ",
+        "\n",
+        "\t",
+        "ß",
+        "Ä",
+        "ü",
+        "A\u0308",
+        "🦁",
+        "👩‍👩‍👧",
+        "\u2028",
+        "\ufeff",
+        "\u202e",
+    ),
+    *(
+        "<|im_end|>",
+        "<|im_start|>user\n",
+        "<s>",
+        "</s>",
+        "<SEP>",
+        "<tool_call>",
+        "</tool_call>",
+        "{",
+        '"',
+        "\\",
+        "\x00",
+    ),
     *("▁", "<0x0A>", "�", "{{ 7 * 7 }}", "data: [DONE]\n\n", "null", "-1", "\r\n", "\u007f"),
 ]
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=6).map("".join) | st.text(max_size=12)
@@ -155,7 +184,9 @@ def floats(bounds: Bounds) -> Values:
 
 def texts(bounds: Bounds) -> Values:
     if bounds.pattern is not None:
-        return st.sampled_from(["f", "g", "wetter"]) | st.from_regex(re.compile(bounds.pattern, re.ASCII), fullmatch=True)
+        return st.sampled_from(["f", "g", "wetter"]) | st.from_regex(
+            re.compile(bounds.pattern, re.ASCII), fullmatch=True
+        )
     fitting = TEXTS.filter(lambda text: bounds.shortest <= len(text) <= (bounds.longest or len(text)))
     if not bounds.longest:
         return fitting

@@ -19,7 +19,9 @@ REGEXES = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, min_size=1, max_size=4).map("".join),
         st.lists(inner, min_size=2, max_size=3).map(lambda parts: "(" + "|".join(parts) + ")"),
-        st.tuples(inner, st.sampled_from(["?", "*", "+", "{2}", "{0,3}", "{1,}"])).map(lambda pair: f"(?:{pair[0]}){pair[1]}"),
+        st.tuples(inner, st.sampled_from(["?", "*", "+", "{2}", "{0,3}", "{1,}"])).map(
+            lambda pair: f"(?:{pair[0]}){pair[1]}"
+        ),
     ),
     max_leaves=6,
 )
@@ -106,11 +108,15 @@ def arrays_of(inner: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
 
 def compositions_of(inner: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
     return st.builds(
-        lambda word, parts: {word: parts}, st.sampled_from(["anyOf", "oneOf", "allOf"]), st.lists(inner, min_size=1, max_size=3)
+        lambda word, parts: {word: parts},
+        st.sampled_from(["anyOf", "oneOf", "allOf"]),
+        st.lists(inner, min_size=1, max_size=3),
     )
 
 
-SCHEMAS = st.recursive(LEAVES, lambda inner: objects_of(inner) | arrays_of(inner) | compositions_of(inner), max_leaves=5)
+SCHEMAS = st.recursive(
+    LEAVES, lambda inner: objects_of(inner) | arrays_of(inner) | compositions_of(inner), max_leaves=5
+)
 
 
 def rooted(schema: Json) -> dict[str, Json]:

@@ -147,10 +147,7 @@ class Judge:
             if piece and not started:
                 piece, started = piece.removeprefix(b" "), True
             more = decoder.decode(piece)
-            if number == len(ids):
-                pending = decoder.decode(b"", True)
-            else:
-                pending = ""
+            pending = decoder.decode(b"", True) if number == len(ids) else ""
             found = self.earliest(body, text, more, number >= most) if found is None else found
             text += more
             if found is not None:

@@ -143,9 +143,10 @@ def add(choices: dict[int, Choice], chunk: Json, piece: Json, chat: bool) -> Non
         assert piece["delta"] == {} if chat else piece["text"] == ""
     choice.finish = piece["finish_reason"]
     if piece["logprobs"] is not None:
-        sofar = choice.logprobs or {name: None for name in piece["logprobs"]}
+        sofar = choice.logprobs or dict.fromkeys(piece["logprobs"])
         choice.logprobs = {
-            name: sofar[name] if more is None else (sofar[name] or []) + more for name, more in piece["logprobs"].items()
+            name: sofar[name] if more is None else (sofar[name] or []) + more
+            for name, more in piece["logprobs"].items()
         }
     if "token_ids" in piece:
         choice.token_ids = (choice.token_ids or []) + piece["token_ids"]

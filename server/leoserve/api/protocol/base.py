@@ -193,7 +193,7 @@ class SamplingFields(RequestBody):
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="Against tokens that were generated already.")
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="Against tokens by how often they were generated.")
     repetition_penalty: float = Field(
-        1.0, gt=0, le=100, description="Divides the logits of tokens in prompt and answer; 1 is none."
+        1.0, ge=0.001, le=100, description="Divides the logits of tokens in prompt and answer; 1 is none."
     )
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
         default_factory=dict,
