@@ -126,6 +126,13 @@ def test_a_declared_name_has_one_spelling() -> None:
         assert not takes(grammar, text)
 
 
+def test_a_name_of_a_host_is_bounded_as_a_whole() -> None:
+    grammar = compiled("json_schema", {"type": "string", "format": "hostname"})
+    label = "a" * 60
+    assert takes(grammar, json.dumps(".".join([label] * 4)))
+    assert not takes(grammar, json.dumps(".".join([label] * 5)))
+
+
 def test_white_space_between_values_is_bounded() -> None:
     grammar = compiled("json_schema", {"type": "object"})
     assert takes(grammar, '{\n\t"a" : [ 1 , 2 ]\n}')

@@ -82,6 +82,8 @@ def test_names_that_are_too_long_are_left_out_by_no_pattern() -> None:
         ({"type": "string", "format": "password"}, {"type": "string"}),
         ({"type": "integer", "format": "int32"}, {"type": "integer"}),
         ({"type": ["string", "null"], "format": "time"}, {"type": ["string", "null"], "pattern": TIME}),
+        ({"type": "string", "format": "hostname"}, {"type": "string", "format": "hostname", "maxLength": 253}),
+        ({"format": "hostname", "maxLength": 9}, {"format": "hostname", "maxLength": 9}),
         ({"type": "string", "format": "kfz"}, {"type": "string", "format": "kfz"}),
         (
             {"type": "string", "pattern": "^2", "format": "date"},

@@ -33,6 +33,7 @@ ANNOTATIONS = frozenset(
 )
 SIZES = {"properties": MAX_PROPERTIES, "required": MAX_PROPERTIES, "patternProperties": MAX_PATTERNS}
 FORMATS = {"date": DATE, "time": TIME, "date-time": DATE_TIME}
+LONGEST = {"hostname": 253}  # characters (RFC 1035): the engine bounds its labels alone
 NOT_CHECKED = frozenset(("password", "binary", "byte"))  # OpenAPI's: how to show or to store a string
 
 
@@ -155,6 +156,9 @@ def spell_formats(schema: Schema, _root: Schema) -> None:
     elif form in FORMATS:
         del schema["format"]
         add_pattern(schema, FORMATS[form])
+    elif form in LONGEST:
+        most = schema.get("maxLength", LONGEST[form])
+        schema["maxLength"] = min(most, LONGEST[form]) if isinstance(most, int) else most
 
 
 def add_pattern(schema: Schema, pattern: str) -> None:
