@@ -297,7 +297,7 @@ async def test_lists_of_tokens_times_prompts_are_bounded(server: Running) -> Non
 
 
 async def test_a_full_queue_is_a_429_with_both_retry_headers(server: Running) -> None:
-    server.engine.refusal = EngineRefused("overloaded", "1024 choices are waiting already")
+    server.engine.refusal = EngineRefused("overloaded", "1024 answers are waiting already")
     for stream in (False, True):
         answer = await server.chat(stream=stream)
         assert (answer.status_code, error_of(answer)["code"]) == (429, "rate_limit_exceeded")

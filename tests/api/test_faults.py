@@ -36,6 +36,7 @@ def error_of(given: str | dict[str, Any], model: Any = ChatRequest) -> tuple[str
             "decimal above maximum value. Expected a value <= 2.0, but got 2.5",
             "decimal_above_max_value",
         ),
+        ("temperature", 3, "decimal above maximum value", "decimal_above_max_value"),
         ("n", 0, "integer below minimum value. Expected a value >= 1, but got 0 instead", "integer_below_min_value"),
         ("n", 1.5, "expected an integer, but got a decimal number instead", "invalid_type"),
         ("n", True, "expected an integer, but got a boolean instead", "invalid_type"),

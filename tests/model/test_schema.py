@@ -122,6 +122,14 @@ def test_further_properties_have_names_that_are_not_declared() -> None:
     assert found["additionalProperties"] is False
 
 
+def test_an_object_has_the_properties_it_declares_and_no_others_unless_it_says_so() -> None:
+    declared = {"properties": {"a": INTEGER}, "required": ["a"]}
+    assert prepared(declared) == declared | {"additionalProperties": False}
+    assert prepared({"type": "object"}) == {"type": "object"}, "which declares none"
+    assert prepared({"properties": {}, "required": ["a"]})["patternProperties"], "and of which one is required"
+    assert prepared(declared | {"additionalProperties": True})["patternProperties"]
+
+
 def test_where_schemas_are_merged_names_are_left_alone() -> None:
     parts = [{"properties": {"a": INTEGER}}, {"properties": {"b": INTEGER}}]
     assert prepared({"allOf": parts}) == {"allOf": parts}

@@ -27,7 +27,7 @@ def require_key(keys: Keys) -> Callable[[Request], Awaitable[None]]:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             found = keys.client(key.strip().encode("latin-1"))  # a header's bytes, as they came
             if scheme.lower() != "bearer" or found is None:
-                raise unauthorized("is not valid" if key else "is missing")
+                raise unauthorized("Incorrect API key provided." if key else "You didn't provide an API key.")
             client = found
         request.state.key_hash = client.key_hash
         request.state.charge = charge = Charge(client.allowance)
@@ -38,9 +38,10 @@ def require_key(keys: Keys) -> Callable[[Request], Awaitable[None]]:
 
 
 def unauthorized(fault: str) -> ApiError:
+    """401 in OpenAI's words: gateways tell by them, not by the status, that it is the key (litellm 1.106)."""
     return ApiError(
         401,
-        f"The API key {fault}. Send it as 'Authorization: Bearer KEY'.",
+        f"{fault} Send it as 'Authorization: Bearer KEY'.",
         code="invalid_api_key",
         headers={"WWW-Authenticate": "Bearer"},
     )

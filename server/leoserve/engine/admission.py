@@ -40,7 +40,7 @@ class Admission:
             waiting = self._waiting + request.params.n
             tokens = self._waiting_tokens + len(request.prompt)
             if self._waiting and (waiting > self.max_waiting or tokens > self.max_waiting_tokens):
-                return Refused(request.request_id, "overloaded", f"{self._waiting} choices are waiting already")
+                return Refused(request.request_id, "overloaded", f"{self._waiting} answers are waiting already")
             self._waiting, self._waiting_tokens = waiting, tokens
         return None
 

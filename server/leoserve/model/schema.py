@@ -208,15 +208,18 @@ def count_properties(schema: Schema, _root: Schema) -> None:
 
 
 def spell_keys_plainly(schema: Schema) -> None:
-    """Names of further properties as a pattern: the engine would let one that is declared pass in another spelling.
+    """An object that declares properties has these alone where its schema says nothing of others; where it does, their
+    names become a pattern: the engine would let one that is declared pass in another spelling ("\\u0061" for "a").
 
-    ("\\u0061" for "a".) Where names have patterns already, further ones are not offered.
+    A model that may go on with names of its own often does so until its budget is spent, and schemas that programs make
+    of classes leave it out. Where names have patterns already, further ones are not offered.
     """
     value = schema.get("additionalProperties", True)
     declared, required = schema.get("properties", {}), schema.get("required", [])
     if value is False or not isinstance(declared, dict) or not isinstance(required, list):
         return
-    if "patternProperties" in schema:
+    unsaid = "additionalProperties" not in schema and declared and set(map(str, required)) <= declared.keys()
+    if "patternProperties" in schema or unsaid:
         schema["additionalProperties"] = False
     elif declared or required:
         declared = declared | {name: value for name in required if isinstance(name, str) and name not in declared}

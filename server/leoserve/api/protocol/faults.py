@@ -83,7 +83,7 @@ def told(fault: ErrorDetails) -> tuple[str, str]:
 
 def out_of_bounds(fault: ErrorDetails) -> tuple[str, str]:
     side, extreme, sign, key = BOUNDS[fault["type"]]
-    number = "integer" if isinstance(fault["input"], int) else "decimal"
+    number = "integer" if isinstance(fault["ctx"][key], int) else "decimal"  # the field's kind, not that of a 3 for 3.0
     wanted = f"Expected a value {sign} {show(fault['ctx'][key])}, but got {show(fault['input'])} instead"
     return f"{number} {side} {extreme}imum value. {wanted}", f"{number}_{side}_{extreme}_value"
 
