@@ -1,7 +1,7 @@
 """What a run leaves behind: one JSON file that everything else (summary, report, comparison) is made from.
 
-Times of requests and samples are in seconds since the run began, by a clock that never goes back. A simulated run has the
-same records in simulated seconds.
+Times of requests and samples are in seconds since the run began, by a clock that never goes back. A simulated run has
+the same records in simulated seconds.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ SWEEP = "leobench-sweep/1"
 class RequestRecord(Struct, omit_defaults=True):
     """One request, from its intended arrival to its last byte.
 
-    Latencies count from `intended`: in an open loop that is when the load said it should be sent, however late the client
-    or the connection was (no coordinated omission); in a closed loop it is when the client was free to send it.
+    Latencies count from `intended`: in an open loop that is when the load said it should be sent, however late the
+    client or the connection was (no coordinated omission); in a closed loop it is when the client was free to send it.
     """
 
     index: int  # in order of intended arrival
