@@ -21,6 +21,7 @@ import zmq
 from leoserve.engine.config import EngineConfig
 from leoserve.engine.request import FromEngine, ToEngine
 
+ENGINE = ("-m", "leoserve.engine.process")  # what Python runs as the engine
 LONGEST_SOCKET_PATH = 100  # of the 107 bytes that a unix socket's path may have
 
 
@@ -97,7 +98,7 @@ class Connection:
 
     def _launch(self, config: EngineConfig) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "leoserve.engine.process"],
+            [sys.executable, *ENGINE],
             stdin=subprocess.PIPE,
             env=_engine_environment(),
             start_new_session=True,  # the terminal's Ctrl-C is the server's to handle

@@ -1,0 +1,258 @@
+"""What a token and a request cost the API process, with an engine behind it that costs nothing.
+
+    python bench/apicost.py --out bench/results/apicost.json
+
+Serves the demo model as `leoserve serve` does, but for the engine's process: in its place stands one that speaks the
+same records over the same sockets and gives every running sequence a token at each step, without computing any. A
+client that parses nothing streams completions, and the CPU time of the API process's threads is read before and after
+from the scheduler's statistics. A busy machine changes it far less than it changes any time that passes.
+
+Prints JSON: for each number of streams the microseconds of CPU for each streamed token, by part, while all streams run;
+and those of a whole request that streams one token, sent one after another over a connection that stays open.
+
+To see where the time goes: `--hold` prints the process id and streams until Ctrl-C, for `py-spy record --pid`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
+SAID = "Die Hauptstadt von Frankreich ist Paris; schöne Grüße aus Köln, über alle Straßen hinweg.\n"
+PROMPT = "Die Straße führt am Fluss entlang. " * 12  # about 128 tokens
+LEVELS = {1: 1500, 16: 800, 64: 400, 256: 120}  # streams: tokens of each
+STEP_SECONDS, STEP_SECONDS_EACH = 0.002, 0.00015  # a step's length, and what each sequence adds to it
+REQUESTS = 400
+READY = b"leoserve is ready"
+
+
+def serve(port: int) -> NoReturn:
+    """The API process: the command's own, but for the program that it starts as the engine."""
+    from leoserve import serve as server
+    from leoserve.engine import connection
+    from leoserve.settings import Settings
+
+    connection.ENGINE = (str(Path(__file__).resolve()), "--role", "engine")
+    sys.exit(server.serve(Settings(port=port, log_requests=False)))
+
+
+def engine() -> NoReturn:
+    """The engine's process: a token for every running sequence at every step."""
+    import msgspec
+    import zmq
+
+    from leoserve import demo
+    from leoserve.engine.connection import Launch
+    from leoserve.engine.request import Abort, EngineStats, Ready, Request, StepOutputs, ToEngine, TokenOutput
+    from leoserve.text.tokenizer import Tokenizer
+
+    launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=Launch)
+    threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+    said = Tokenizer.load(demo.model_path()).encode(SAID, add_bos=False)
+    context = zmq.Context()
+    requests, results = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    for line, address in ((requests, launch.requests), (results, launch.results)):
+        line.set_hwm(0)
+        line.connect(address)
+    encode, decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(ToEngine).decode
+    results.send(encode(Ready(16_384, 16, 65_536, 32_000, 256, "none", "none", "none", 0)))
+    running: dict[str, tuple[int, Iterator[int]]] = {}  # tokens to go, and what comes next
+    stats = EngineStats()
+    next_step = time.monotonic()
+    while True:
+        wait = max(0.0, next_step - time.monotonic()) * 1000 if running else None
+        while requests.poll(wait):
+            message = decode(requests.recv())
+            if isinstance(message, Request):
+                running[message.request_id] = (message.params.max_tokens, itertools.cycle(said))
+            elif isinstance(message, Abort):
+                running.pop(message.request_id, None)
+            wait = max(0.0, next_step - time.monotonic()) * 1000
+        begin = time.monotonic()
+        next_step = begin + STEP_SECONDS + STEP_SECONDS_EACH * len(running)
+        outputs = []
+        for name, (left, tokens) in list(running.items()):
+            ends = left == 1
+            outputs.append(
+                TokenOutput(name, 0, [next(tokens)], finish_reason="length" if ends else None, scheduled_at=begin)
+            )
+            running[name] = (left - 1, tokens)
+            if ends:
+                del running[name]
+        stats.steps += 1
+        stats.running = stats.step_tokens = len(outputs)
+        results.send(encode(StepOutputs(outputs, stats)))
+
+
+@contextmanager
+def served() -> Iterator[tuple[int, int]]:
+    """The port and the process id of a server."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    paths = os.pathsep.join(str(ROOT / root) for root in ("server", "kernels"))
+    command = [sys.executable, __file__, "--role", "server", "--port", str(port)]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE) as process:
+        if process.stderr is None:
+            raise RuntimeError("the server has no standard error")
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if READY in line:
+                break
+        else:
+            raise RuntimeError(b"".join(said).decode())
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        yield port, process.pid
+        process.terminate()
+
+
+@dataclass
+class Cpu:
+    """CPU seconds of one process: of the thread that runs the event loop, and of all others."""
+
+    user: float = 0.0
+    system: float = 0.0
+    sockets: float = 0.0  # the thread that moves bytes between ZeroMQ's queues and the engine's socket
+    others: float = 0.0
+
+    @classmethod
+    def of(cls, pid: int) -> Cpu:
+        cpu = cls()
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            seconds = int((task / "schedstat").read_text().split()[0]) / 1e9
+            name, _, rest = (task / "stat").read_text().partition(") ")
+            if int(task.name) == pid:
+                user, system = (int(ticks) for ticks in rest.split()[11:13])
+                cpu.user = seconds * user / max(user + system, 1)  # ticks are coarse: they only divide the seconds
+                cpu.system = seconds - cpu.user
+            elif "ZMQ" in name:
+                cpu.sockets += seconds
+            else:
+                cpu.others += seconds
+        return cpu
+
+    def since(self, before: Cpu, count: int) -> dict[str, float]:
+        """Microseconds for each of `count`, by part and in all."""
+        parts = {name: (value - getattr(before, name)) / count * 1e6 for name, value in vars(self).items()}
+        return {name: round(value, 2) for name, value in (parts | {"all": sum(parts.values())}).items()}
+
+
+@dataclass
+class Stream:
+    """One streamed answer, as raw bytes."""
+
+    socket: socket.socket
+    chunks: int = 0
+    tail: bytes = field(default=b"")
+
+    def ask(self, tokens: int) -> None:
+        body = json.dumps({"model": "leoserve-demo", "prompt": PROMPT, "max_tokens": tokens, "stream": True}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        self.socket.sendall(head.encode() + body)
+        self.chunks, self.tail = 0, b""
+
+    def read(self) -> bool:
+        """Take in what has come. True at the end."""
+        data = self.socket.recv(1 << 16)
+        if not data:
+            raise ConnectionError("the server hung up")
+        self.chunks += data.count(b"data: ")
+        self.tail = (self.tail + data)[-8:]
+        return self.tail.endswith(b"0\r\n\r\n")
+
+
+def connect(port: int) -> Stream:
+    made = socket.create_connection(("127.0.0.1", port))
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Stream(made)
+
+
+def tokens_cost(port: int, pid: int, count: int, tokens: int) -> dict[str, float]:
+    """The cost of a token while `count` streams run."""
+    streams = [connect(port) for _ in range(count)]
+    with selectors.DefaultSelector() as selector:
+        for stream in streams:
+            selector.register(stream.socket, selectors.EVENT_READ, stream)
+            stream.ask(tokens)
+        before: Cpu | None = None
+        seen = since = 0
+        ended = False
+        while not ended:
+            for key, _ in selector.select():
+                ended |= key.data.read()
+            if before is None and all(stream.chunks > 8 for stream in streams):
+                before, since = Cpu.of(pid), sum(stream.chunks for stream in streams)
+            if all(stream.chunks < tokens - 8 for stream in streams):
+                after, seen = Cpu.of(pid), sum(stream.chunks for stream in streams)
+    for stream in streams:
+        stream.socket.close()
+    if before is None:
+        raise RuntimeError(f"{count} streams never ran at once")
+    return after.since(before, seen - since)
+
+
+def requests_cost(port: int, pid: int) -> dict[str, float]:
+    """The cost of a request that streams one token."""
+    stream = connect(port)
+    for number in range(REQUESTS + 20):
+        if number == 20:  # the first ones warm up
+            before = Cpu.of(pid)
+        stream.ask(1)
+        while not stream.read():
+            pass
+    return Cpu.of(pid).since(before, REQUESTS)
+
+
+def measure() -> dict[str, Any]:
+    with served() as (port, pid):
+        requests_cost(port, pid)
+        figures = {
+            "us_per_token": {count: tokens_cost(port, pid, count, tokens) for count, tokens in LEVELS.items()},
+            "us_per_request": requests_cost(port, pid),
+        }
+    return {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(), **figures}
+
+
+def hold(count: int) -> None:
+    with served() as (port, pid):
+        print(pid, flush=True)
+        while True:
+            tokens_cost(port, pid, count, 2000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="file for the JSON, beside the standard output")
+    parser.add_argument("--hold", type=int, metavar="STREAMS", help="stream until interrupted, for a profiler")
+    parser.add_argument("--role", choices=["server", "engine"], help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.role == "server":
+        serve(options.port)
+    if options.role == "engine":
+        engine()
+    if options.hold:
+        hold(options.hold)
+    told = json.dumps(measure(), indent=2)
+    print(told)
+    if options.out:
+        options.out.write_text(told + "\n")
+
+
+if __name__ == "__main__":
+    main()
