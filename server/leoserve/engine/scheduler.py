@@ -97,6 +97,11 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running or self._in_flight)
 
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold a slot and are not at their end."""
+        return len(self.running)
+
     def plan(self) -> Step | None:
         """The next step, or None when there is nothing to compute, or nothing before the results of those in flight.
 
@@ -184,7 +189,7 @@ class Scheduler:
 
     def snapshot(self) -> EngineStats:
         """The counts as they are now."""
-        self.stats.running, self.stats.waiting = len(self.running), len(self.waiting)
+        self.stats.running, self.stats.waiting = self.num_running, len(self.waiting)
         self.stats.blocks_used = self.pool.num_blocks - self.pool.num_free
         return self.stats
 
@@ -267,7 +272,7 @@ class Scheduler:
         shared, source = self._shared_blocks(sequence, donor)
         needed = self._blocks_for(len(sequence.tokens)) - len(shared)
         from_free = sum(self.pool.references(block) == 0 for block in shared)
-        if needed + from_free + len(self.running) > self.pool.num_free:
+        if needed + from_free + self.num_running > self.pool.num_free:
             return False
         for block in shared:
             self.pool.share(block)

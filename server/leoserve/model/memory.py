@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 import torch
 
+from leoserve.model import footprint
 from leoserve.model.config import ModelConfig
 
 GIB = 1 << 30
-SCALE_BYTES = 4  # of each token and KV head of an 8-bit cache, for keys and for values
 CPU_CACHE_LIMIT = 4 * GIB  # by default; a host has other uses for its memory
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -37,17 +37,13 @@ def available_bytes(device: torch.device) -> int:
 
 
 def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one block: `block_size` positions of keys and values in every layer, and of scales in 8-bit caches."""
-    head = config.head_dim * dtype.itemsize + (SCALE_BYTES if dtype.itemsize == 1 else 0)
-    return 2 * config.num_layers * block_size * config.num_kv_heads * head
+    """Bytes of one block of a cache of `dtype`."""
+    return footprint.block_bytes(config, block_size, dtype.itemsize)
 
 
 def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes of the network's parameters in `dtype`."""
-    attention = config.hidden_size * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
-    layer = attention + 3 * config.hidden_size * config.intermediate_size + 2 * config.hidden_size
-    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
-    return (config.num_layers * layer + embeddings + config.hidden_size) * dtype.itemsize
+    return footprint.weight_bytes(config, dtype.itemsize)
 
 
 def require_weights_fit(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
@@ -85,7 +81,7 @@ def plan_cache(
     """
     size = block_bytes(config, block_size, dtype)
     per_sequence = -(-max_model_len // block_size)
-    useful = per_sequence * max_num_seqs
+    useful = footprint.useful_blocks(max_model_len, block_size, max_num_seqs)
     if num_blocks is not None:
         blocks, reason = num_blocks, "as --num-kv-blocks says"
     elif memory_bytes is not None:
@@ -110,8 +106,8 @@ def _default_budget(device: torch.device, utilization: float, one_sequence: int,
     available = available_bytes(device)
     if device.type == "cuda":
         total = int(torch.cuda.mem_get_info(device)[1])
-        budget = available - reserve - int(total * (1 - utilization))
-        return max(0, budget), f"what {utilization:.0%} of the GPU's memory leaves beside weights and the largest step"
+        budget = footprint.gpu_budget(total, available, reserve, utilization)
+        return budget, f"what {utilization:.0%} of the GPU's memory leaves beside weights and the largest step"
     limit = max(CPU_CACHE_LIMIT, one_sequence)
     if available // 2 < limit:
         return max(available // 2, min(available, one_sequence)), f"of the {_gib(available)} available"
