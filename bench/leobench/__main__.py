@@ -1,0 +1,7 @@
+"""`python -m leobench` is the command `leobench`."""
+
+import sys
+
+from leobench.cli import main
+
+sys.exit(main())
