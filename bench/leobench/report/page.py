@@ -76,7 +76,17 @@ def document(title: str, about: str, body: str, data: dict[str, Any]) -> str:
 
 def embedded(data: Any) -> str:
     """JSON that cannot end the script element it stands in, whatever names and messages hold."""
-    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(ESCAPES)
+    text = json.dumps(_rounded(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.translate(ESCAPES)
+
+
+def _rounded(data: Any) -> Any:
+    """The same with six digits that count, more than a chart can show."""
+    if isinstance(data, dict):
+        return {name: _rounded(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_rounded(value) for value in data]
+    return float(f"{data:.6g}") if isinstance(data, float) else data
 
 
 def _hash(text: str) -> str:

@@ -13,9 +13,10 @@ def number(value: float | None) -> str:
         return MISSING
     if value == 0:
         return "0"
-    if abs(value) >= 99.95:
+    rounded = float(f"{value:.2e}")
+    if abs(rounded) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.{2 - math.floor(math.log10(abs(value)) + 1e-12)}f}"
+    return f"{rounded:.{2 - math.floor(math.log10(abs(rounded)) + 1e-12)}f}"
 
 
 def duration(seconds: float | None) -> str:

@@ -78,11 +78,11 @@ def _record(
 
 def _samples(records: list[RequestRecord], until: float, slots: int) -> list[ServerSample]:
     samples = []
-    for time in np.arange(0, until, 0.5):
+    for time in np.arange(0, until, 0.5).tolist():
         here = sum(record.sent <= time < record.ended for record in records)
         running = min(slots, here)
         usage = running / slots
-        samples.append(ServerSample(float(time), float(running), float(here - running), usage, preemptions=0.0))
+        samples.append(ServerSample(time, float(running), float(here - running), usage, preemptions=0.0))
     return samples
 
 

@@ -18,8 +18,9 @@ function node(name, attributes, parent, text) {
 function number(value) {
   if (value === null || !isFinite(value)) return "–";
   if (value === 0) return "0";
-  if (Math.abs(value) >= 99.95) return Math.round(value).toLocaleString("en-US");
-  return value.toFixed(2 - Math.floor(Math.log10(Math.abs(value)) + 1e-12));
+  const rounded = Number(value.toPrecision(3));
+  if (Math.abs(rounded) >= 100) return Math.round(value).toLocaleString("en-US");
+  return rounded.toFixed(2 - Math.floor(Math.log10(Math.abs(rounded)) + 1e-12));
 }
 function duration(seconds) {
   if (Math.abs(seconds) < 0.9995) return number(seconds * 1000) + " ms";

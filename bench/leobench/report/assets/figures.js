@@ -41,7 +41,7 @@ function against(parent, name, title) {
   const slo = data.slo[name];
   const made = figure(parent, "against-" + name, `${title} against throughput`, "hollow: median, filled: 99th percentile");
   const on = canvas(made, 300, `${title} against output tokens a second`, `${points.length} runs, each with its median and 99th percentile.`);
-  const y = frame(on, 26, 300 - MARGIN.bottom, { ...latencies(points.flatMap((each) => each.pair), slo), format: tickDuration, name: name.toUpperCase() });
+  const y = frame(on, 26, 300 - MARGIN.bottom, { ...latencies(points.flatMap((each) => each.pair), slo), format: tickDuration });
   const x = across(on, linear, [0, roundedUp(Math.max(...points.map((each) => each.output_tokens)) * 1.02)]);
   axis(on, x, tickNumber, "output tokens/s");
   if (slo) {
@@ -64,12 +64,11 @@ function against(parent, name, title) {
       targets.push({ x: at(each, tail)[0], y: at(each, tail)[1], title: named(each.place), rows });
     }
   }
-  tags(on, points.filter((each) => swept.has(each.place)).map((each) => [...at(each, 1), short(each.value)]));
+  tags(on, points.filter((each) => swept.has(each.place)).map((each) => [...at(each, 1), short(each.value)]), slo ? [[on.right - 40, y(slo) + 5, 40]] : []);
   readout(on, targets);
 }
-// What a sweep set, beside its points, where there is room.
-function tags(on, marks) {
-  const taken = [];
+// What a sweep set, above its points, where there is room. `taken` are the middle, height and half width of others.
+function tags(on, marks, taken) {
   for (const [x, y, text] of marks) {
     const half = text.length * 3.3 + 3;
     if (taken.some(([middle, top, other]) => Math.abs(top - y) < 13 && Math.abs(middle - x) < half + other)) continue;
