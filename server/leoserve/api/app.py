@@ -170,7 +170,8 @@ def create_app(context: ServerContext) -> FastAPI:
     )
     app.state.context = context
     app.state.keys = Keys(settings)
-    for router in routes(app.state.keys):
+    app.state.routers = routes(app.state.keys)
+    for router in app.state.routers:
         app.include_router(router)
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)

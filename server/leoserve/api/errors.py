@@ -11,9 +11,10 @@ import random
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from leoserve.engine.client import EngineError, EngineRefused, EngineUnavailable
 from leoserve.metrics import Metrics, Rejection
@@ -194,9 +195,17 @@ async def on_unknown_route(request: Request, error: Exception) -> Response:
 
 
 async def on_wrong_method(request: Request, error: Exception) -> Response:
-    headers = error.headers if isinstance(error, HTTPException) else None
     message = f"Not allowed to {request.method} on {shorten(request.scope['path'])}"
+    headers = {"Allow": ", ".join(allowed_methods(request))}
     return error_response(ApiError(405, message, code="method_not_supported", headers=headers))
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """Those of all routes that have the request's path: the exception tells of the first one alone."""
+    routers: Sequence[APIRouter] = request.app.state.routers
+    routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in matching for method in route.methods or ()})
 
 
 async def on_unexpected(request: Request, error: Exception) -> Response:
