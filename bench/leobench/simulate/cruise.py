@@ -1,0 +1,195 @@
+"""The server's scheduler, to which sequences that merely generate cost nothing.
+
+A sequence *cruises* while all that it does is to compute one token a step: no new block, no full block to offer to the
+prefix cache, no end. Until the step in which one of these comes it is out of the scheduler's lists; what its token
+takes of the step's budget and its place among those that run are still counted. Then it is put back as it would be had
+it been there all along, with its row in every step in flight. So each step costs the host only what is out of the
+ordinary in it, and plans, results and cache are, to the block, those of the scheduler alone.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import starmap
+from typing import Any
+
+from leoserve.engine.request import TokenOutput
+from leoserve.engine.scheduler import Scheduler, SchedulerLimits
+from leoserve.engine.sequence import Sequence
+from leoserve.model.step import Row, RowResult, Step
+
+WORTHWHILE = 2  # steps that a sequence can be away, at least
+
+
+@dataclass(slots=True, eq=False)
+class Cruise:
+    """A sequence that is away, and since when."""
+
+    sequence: Sequence
+    planned: int  # steps planned when it left
+    completed: int  # steps completed when it left
+    grows: bool  # whether the keys that it sees grow with every step; not once a window is full
+
+
+class CruisingScheduler(Scheduler):
+    """Needs to know the answers: `answer_of` a request's id gives the token ids that it will generate.
+
+    For scheduling alone: requests of one choice that end at their length, and are never aborted. `stepped` is told how
+    many tokens each completed step brought, `cruised` for which completed steps, from one to before another, a
+    request's tokens came while it was away.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        answer_of: Callable[[str], list[int]],
+        stepped: Callable[[int], None],
+        cruised: Callable[[str, int, int], None],
+        window: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self._answer_of = answer_of
+        self._stepped = stepped
+        self._cruised = cruised
+        self._window = window
+        self._planned = 0
+        self.completed = 0
+        self._away: set[Cruise] = set()
+        self._due: defaultdict[int, list[Cruise]] = defaultdict(list)  # by the number of the plan that needs them
+        self._growing = 0  # of those away
+        self._growing_keys = 0  # that these see in the step planned last
+        self._least_limits = self.limits
+        self._limits_beside: dict[int, SchedulerLimits] = {}
+
+    @property
+    def num_running(self) -> int:
+        return len(self.running) + len(self._away)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._away) or super().has_work
+
+    @property
+    def cruising(self) -> tuple[int, int]:
+        """Rows of the step planned last that are in none of its lists, and the keys that they attend to."""
+        full = len(self._away) - self._growing
+        return len(self._away), self._growing_keys + full * (self._window or 0)
+
+    def plan(self) -> Step | None:
+        for cruise in self._due.pop(self._planned, ()):
+            self._come_back(cruise)
+        if self._away and self._scarce() and sum(starmap(self._missing_blocks, self._wanted())) > self.pool.num_free:
+            self.come_back()  # somebody must go, and those who are away may be the ones
+        self.limits = self._beside(len(self._away))
+        step = super().plan()
+        self.limits = self._least_limits
+        if step is None and self._away:
+            step = Step()
+            self._in_flight.append((step, []))
+        if step is not None:
+            self._planned += 1
+            self._growing_keys += self._growing
+        return step
+
+    def complete(self, step: Step, results: list[RowResult], seconds: float = 0.0) -> list[TokenOutput]:
+        outputs = super().complete(step, results, seconds)
+        self._stepped(len(outputs) + len(self._away))
+        self.completed += 1
+        self.stats.generation_tokens += len(self._away)
+        for sequence in list(self.running):
+            self._leave(sequence)
+        return outputs
+
+    def come_back(self) -> None:
+        """All that are away, as if none had ever been."""
+        for cruises in list(self._due.values()):
+            for cruise in cruises:
+                self._come_back(cruise)
+        self._due.clear()
+
+    def _scarce(self) -> bool:
+        """Whether a step could ask for more blocks than are free: one for each row, and for its whole budget."""
+        budget = self.limits.max_tokens_per_step // self.limits.block_size
+        return len(self.running) + budget > self.pool.num_free
+
+    def _beside(self, away: int) -> SchedulerLimits:
+        """What those who are away leave of a step's budget."""
+        found = self._limits_beside.get(away)
+        if found is None:
+            tokens = self._least_limits.max_tokens_per_step - away
+            found = self._limits_beside[away] = replace(self._least_limits, max_tokens_per_step=tokens)
+        return found
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Take a sequence out until something happens to it, if that is worthwhile."""
+        steps = self._uneventful(sequence)
+        if steps < WORTHWHILE:
+            return
+        places = [sequences.index(sequence) for _, sequences in self._in_flight]
+        rows = [step.rows[place] for place, (step, _) in zip(places, self._in_flight, strict=True)]
+        if any(row.tokens is not None for row in rows):
+            return  # what is in flight is its prompt
+        self.running.remove(sequence)
+        for place, (step, sequences) in zip(places, self._in_flight, strict=True):
+            del sequences[place], step.rows[place]
+        grows = self._window is None or sequence.num_computed < self._window
+        cruise = Cruise(sequence, self._planned, self.completed, grows)
+        self._away.add(cruise)
+        self._due[self._planned + steps].append(cruise)
+        self._growing += grows
+        self._growing_keys += sequence.num_computed * grows
+
+    def _uneventful(self, sequence: Sequence) -> int:
+        """How many of the next plans would give a sequence one token to compute, and nothing else."""
+        if sequence.num_uncomputed != 1 or not sequence.has_sampled or sequence.in_flight != len(self._in_flight):
+            return 0
+        if sequence.num_pending != sequence.in_flight:
+            return 0
+        size, place = self.limits.block_size, sequence.num_computed % self.limits.block_size
+        if place == 0:
+            return 0  # the next token needs a block
+        steps = size - 1 - place  # then comes the token that makes a block full
+        last = sequence.num_prompt + min(sequence.request.params.max_tokens, self._room(sequence)) - 1
+        steps = min(steps, last - sequence.length)
+        if self._window is not None and sequence.num_computed < self._window:
+            steps = min(steps, self._window - sequence.num_computed)
+        return steps
+
+    def _room(self, sequence: Sequence) -> int:
+        return self.limits.max_model_len - sequence.num_prompt
+
+    def _come_back(self, cruise: Cruise) -> None:
+        """Put a sequence back, with all that happened to it meanwhile."""
+        sequence = cruise.sequence
+        done = self.completed - cruise.completed
+        generated = sequence.num_generated
+        sequence.tokens += self._answer_of(sequence.request.request_id)[generated : generated + done]
+        sequence.num_computed += self._planned - cruise.planned
+        sequence.num_pending = sequence.in_flight = len(self._in_flight)
+        self._cruised(sequence.request.request_id, cruise.completed, self.completed)
+        self._away.remove(cruise)
+        self._growing -= cruise.grows
+        self._growing_keys -= sequence.num_computed * cruise.grows
+        insort(self.running, sequence, key=_order)
+        first = sequence.num_computed - len(self._in_flight)
+        for number, (step, sequences) in enumerate(self._in_flight):
+            place = self._place(step, sequences, sequence)
+            sequences.insert(place, sequence)
+            row = Row(sequence.slot, first + number, None, sequence.num_uploaded, [], samples=True, decodes=True)
+            step.rows.insert(place, row)
+
+    @staticmethod
+    def _place(step: Step, sequences: list[Sequence], sequence: Sequence) -> int:
+        """Where a row that decodes belongs in a step: in the order of those that do."""
+        for place, (row, other) in enumerate(zip(step.rows, sequences, strict=True)):
+            if not row.decodes or other.order > sequence.order:
+                return place
+        return len(sequences)
+
+
+def _order(sequence: Sequence) -> tuple[int, float, int]:
+    return sequence.order

@@ -1,0 +1,198 @@
+"""One server in simulated time: the real loop, scheduler, cache and admission around a device that only takes time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from leobench.simulate.cruise import CruisingScheduler
+from leobench.simulate.work import CostModel, Work
+from leoserve.engine.admission import Admission
+from leoserve.engine.cache import BlockPool
+from leoserve.engine.loop import EngineLoop
+from leoserve.engine.request import Refused, Request, SamplingParams, StepOutputs
+from leoserve.engine.scheduler import SchedulerLimits
+from leoserve.model.step import Row, RowResult, Step
+
+
+@dataclass(slots=True)
+class Clock:
+    """A replica's time: what its host has come to, and when its device will have done all that was launched."""
+
+    now: float = 0.0
+    device_free: float = 0.0
+
+
+class Device:
+    """A runner that computes nothing, in the time that a cost model says."""
+
+    def __init__(
+        self, model: CostModel, clock: Clock, cruising: Callable[[], tuple[int, int]], *, window: int | None
+    ) -> None:
+        """`cruising`: rows and keys of the step to launch that are not in it. `window`: keys that a query sees."""
+        self._model = model
+        self._clock = clock
+        self._cruising = cruising
+        self._window = window
+        self._slots: dict[int, tuple[int, list[int]]] = {}  # tokens of the sequence's prompt, and its answer
+        self.answers: dict[int, list[int]] = {}  # by the seed of a request, which is its number here
+
+    def launch(self, step: Step) -> Launched:
+        """The host takes its time; the device begins with the first kernel, and is done when it can be."""
+        for row in step.rows:
+            if row.admitted is not None:
+                self._slots[row.slot] = len(row.admitted.prompt), self.answers[row.admitted.params.seed]
+        cost = self._model.cost(self.work(step))
+        clock = self._clock
+        clock.now += cost.plan
+        begin = max(clock.now, clock.device_free)
+        clock.now += cost.launch
+        clock.device_free = max(begin + cost.device, clock.now)
+        return Launched(self, step, clock.device_free)
+
+    def work(self, step: Step) -> Work:
+        """What a step computes, those included that cruise."""
+        rows, keys = self._cruising()
+        sampled = rows
+        prefills = []
+        for row in step.rows:
+            sampled += row.samples
+            if row.decodes:
+                rows += 1
+                keys += row.start + 1 if self._window is None else min(row.start + 1, self._window)
+            else:
+                prefills.append((row.count, row.start))
+        return Work(rows, keys, tuple(prefills), sampled)
+
+    def results(self, step: Step, done: float) -> list[RowResult]:
+        """What a step brought, once it is `done`."""
+        self._clock.now = max(self._clock.now, done)
+        return [RowResult(token=self._token(row) if row.samples else None) for row in step.rows]
+
+    def _token(self, row: Row) -> int:
+        prompt, answer = self._slots[row.slot]
+        return answer[row.start + row.count - prompt]
+
+
+@dataclass(slots=True)
+class Launched:
+    """A step that is done at a known time. Its rows are looked at then, for some may have left or come back."""
+
+    device: Device
+    step: Step
+    done: float
+
+    def results(self) -> list[RowResult]:
+        return self.device.results(self.step, self.done)
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """What a replica has to say about one request."""
+
+    prompt_tokens: int
+    token_times: list[float] = field(default_factory=list)  # when each left the server
+    cached: int = 0  # tokens of the prompt
+    refused: str | None = None  # the kind of the refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    """The API process, between clients and the engine: one core, and one thing after the other.
+
+    request: seconds from a request's arrival until the engine has it
+    token: seconds of work for each token that goes out
+    """
+
+    request: float = 0.0
+    token: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A server's own bounds, and how it was started."""
+
+    limits: SchedulerLimits
+    num_blocks: int
+    ahead: int  # steps that may be in flight when the next is planned
+    window: int | None = None
+    max_waiting: int = 1024
+    max_waiting_tokens: int = 4_000_000
+    frontend: Frontend = Frontend()
+
+
+class Replica:
+    """A server. Requests are submitted in the order of time; `advance` is one turn of its loop."""
+
+    def __init__(self, model: CostModel, setup: Setup) -> None:
+        self.setup = setup
+        self.clock = Clock()
+        self._out = 0.0  # when the API process will have sent all that it was given
+        self._sent: list[float] = []  # by completed step: when its tokens were out
+        self._answers: dict[str, Answer] = {}
+        self._finished: list[Answer] = []
+        limits = setup.limits
+        admission = Admission(
+            capacity=min(limits.max_model_len, setup.num_blocks * limits.block_size),
+            max_waiting=setup.max_waiting,
+            max_waiting_tokens=setup.max_waiting_tokens,
+        )
+        self.scheduler = CruisingScheduler(
+            limits,
+            BlockPool(setup.num_blocks),
+            admission,
+            clock=lambda: self.clock.now,
+            answer_of=lambda name: self.device.answers[int(name)],
+            stepped=self._take_step,
+            cruised=self._take_cruised,
+            window=setup.window,
+        )
+        self.device = Device(model, self.clock, lambda: self.scheduler.cruising, window=setup.window)
+        self.loop = EngineLoop(self.scheduler, self.device, self._take, ahead=setup.ahead)
+
+    @property
+    def busy(self) -> bool:
+        return self.scheduler.has_work
+
+    def submit(self, number: int, prompt: list[int], answer: list[int], when: float) -> Answer:
+        """A request that reaches the engine at `when`: queued, or refused at once, as by the server."""
+        made = Answer(len(prompt))
+        params = SamplingParams(max_tokens=len(answer), seed=number)
+        request = Request(request_id=str(number), prompt=prompt, params=params, arrival=when)
+        refused = self.scheduler.admission.admit(request)
+        if refused is not None:
+            made.refused = refused.kind
+            return made
+        if not self.busy:
+            self.clock.now = max(self.clock.now, when)
+        self._answers[request.request_id] = made
+        self.device.answers[number] = answer
+        self.loop.submit(request)
+        self.loop.receive()
+        return made
+
+    def advance(self) -> list[Answer]:
+        """One turn of the loop. The answers that ended in it."""
+        if not self.loop.step():
+            raise RuntimeError("the scheduler has work and plans none of it")
+        finished, self._finished = self._finished, []
+        return finished
+
+    def _take_step(self, tokens: int) -> None:
+        """The API process sends a step's tokens when it has sent those before."""
+        self._out = max(self._out, self.clock.now) + tokens * self.setup.frontend.token
+        self._sent.append(self._out)
+
+    def _take_cruised(self, name: str, begin: int, end: int) -> None:
+        self._answers[name].token_times += self._sent[begin:end]
+
+    def _take(self, message: StepOutputs | Refused) -> None:
+        if isinstance(message, Refused):
+            raise RuntimeError(message.message)
+        for output in message.outputs:
+            answer = self._answers[output.request_id]
+            answer.token_times.append(self._sent[-1])
+            if output.finish_reason is not None:
+                answer.cached = output.num_cached_tokens
+                self._finished.append(answer)
+                del self._answers[output.request_id], self.device.answers[int(output.request_id)]

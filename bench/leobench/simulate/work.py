@@ -1,0 +1,54 @@
+"""What a step computes, and what it costs: all that lies between the scheduler and a model of the hardware."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One step. Rows that decode compute one token each."""
+
+    decode_rows: int
+    decode_keys: int  # that these rows attend to, all together, in each layer
+    prefills: tuple[tuple[int, int], ...] = ()  # (tokens that are computed, tokens before them) of every other row
+    sampled: int = 0  # rows whose last token is followed by a sampled one
+
+    @property
+    def tokens(self) -> int:
+        return self.decode_rows + sum(count for count, _ in self.prefills)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds of a step.
+
+    The host plans, then launches; the device computes from the launch's beginning, or from the end of the step before,
+    and is done no earlier than the launch.
+    """
+
+    plan: float
+    launch: float
+    device: float
+
+
+class CostModel(Protocol):
+    """How long steps take."""
+
+    def cost(self, work: Work) -> Cost: ...
+
+
+def prefill_pairs(count: int, start: int, window: int | None) -> int:
+    """Pairs of a query and a key that it attends to, of `count` tokens after `start` others.
+
+    `window`: keys that a query sees at most, itself included.
+    """
+    all_pairs = count * start + count * (count + 1) // 2
+    if window is None:
+        return all_pairs
+    beyond = start + count - window  # of the last query: the keys that it does not see
+    if beyond <= 0:
+        return all_pairs
+    first = max(0, start + 1 - window)
+    return all_pairs - (first + beyond) * (beyond - first + 1) // 2
