@@ -289,3 +289,22 @@ async def test_health_is_about_progress(checkpoint: Path) -> None:
     await until_idle(client)
     assert client.healthy
     await client.stop()
+
+
+async def test_requests_that_were_aborted_do_not_hide_a_stall(checkpoint: Path) -> None:
+    client = EngineClient(config(checkpoint), stall_timeout=0.0)
+    client.spawn()
+    await client.start()
+    await client.wait_ready()
+    os.kill(client._connection.process.pid, 19)  # SIGSTOP: alive, and doing nothing
+    waiting = asyncio.create_task(collect(client, make("stuck")))
+    while client.in_flight == 0:
+        await asyncio.sleep(0)
+    client.abort("stuck")
+    assert await waiting == []
+    assert not client.healthy
+    os.kill(client._connection.process.pid, 18)
+    assert len(await collect(client, make("moves"))) == 8
+    await until_idle(client)
+    assert client.healthy
+    await client.stop()

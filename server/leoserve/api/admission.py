@@ -40,7 +40,9 @@ class Admission:
 
         Both raise ApiError 429 when there is no room.
         """
-        waiting = min(self.engine.stats.waiting, self.engine.in_flight)  # an idle engine's last snapshot grows old
+        waiting = self.engine.stats.waiting
+        if waiting:  # an idle engine's last snapshot grows old
+            waiting = min(waiting, self.engine.in_flight)
         if generates and waiting >= self.max_waiting:
             raise overloaded(f"{waiting} answers are waiting already")
         if self.requests >= self.max_requests:

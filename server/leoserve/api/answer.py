@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import msgspec
 from fastapi import Request as HttpRequest
-from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
 from leoserve.api.context import ServerContext, context_of
 from leoserve.api.errors import ApiError, as_api_error, bad_request, model_not_found, unavailable
-from leoserve.api.generation import Generation, unless_gone
+from leoserve.api.eventstream import EventStream
+from leoserve.api.generation import Generation, Watch
 from leoserve.api.protocol.base import SamplingFields, StreamOptions
 from leoserve.api.protocol.body import warning_headers
 from leoserve.api.record import Record
@@ -29,8 +29,9 @@ DONE = b"data: [DONE]\n\n"
 PLAIN = StreamOptions.model_validate({})
 PADDED_TO = 128  # bytes: the chunk sizes that `include_obfuscation` lets an observer tell apart
 LETTERS = string.ascii_letters + string.digits
-FAREWELL = 5.0  # seconds a stream may outlive the shutdown grace, to say why it ends
-Tell = Callable[[Delta, AsyncGenerator[Delta, None]], AsyncGenerator[bytes, None]]  # the bytes of each event
+MARK = secrets.token_hex(16)  # a text that is nowhere else in an event
+encode = msgspec.json.Encoder().encode
+Tell = Callable[[Delta, AsyncGenerator[Delta, None]], AsyncGenerator[bytes, None]]  # the bytes of the events
 
 
 class WholeShape(Protocol):
@@ -42,6 +43,11 @@ class WholeShape(Protocol):
 
 class Shape(WholeShape, Protocol):
     """How one endpoint tells an answer. It sees every delta once, as a chunk or for the whole."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether deltas of nothing but text become one chunk each, in which nothing else tells of the delta."""
+        ...
 
     def chunks(self, delta: Delta) -> Iterable[dict[str, Any]]: ...
     def usage_chunk(self) -> dict[str, Any]: ...
@@ -85,13 +91,13 @@ def cache_salt(request: HttpRequest, body: SamplingFields) -> str:
 
 async def send_whole(request: HttpRequest, generation: Generation, shape: WholeShape) -> Response:
     """One JSON response, when everything is there."""
-
-    async def collect() -> None:
+    watch = Watch(request, generation)
+    try:
         async with aclosing(generation.deltas()) as deltas:
             async for delta in deltas:
                 shape.add(delta)
-
-    await unless_gone(request, collect())
+    finally:
+        watch.close()
     body = msgspec.json.encode(shape.whole())
     return Response(body, media_type="application/json", headers=warning_headers(request))
 
@@ -106,36 +112,70 @@ async def send_stream(
 async def send_events(request: HttpRequest, generation: Generation, tell: Tell) -> Response:
     """Server-sent events. The first delta is awaited before the headers go, so that an error until then has its own
     status."""
-    settings = generation.context.settings
+    watch = Watch(request, generation)
     deltas = generation.deltas()
-    first = await unless_gone(request, anext(deltas))
-    return EventSourceResponse(
+    try:
+        first = await anext(deltas)
+    except BaseException:
+        watch.close()
+        raise
+    return EventStream(
         tell(first, deltas),
-        headers={"Cache-Control": "no-cache", **warning_headers(request)},
-        sep="\n",
-        ping=settings.keep_alive,
-        ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
-        shutdown_grace_period=settings.shutdown_grace + FAREWELL,
+        keep_alive=generation.context.settings.keep_alive,
+        headers=warning_headers(request),
+        closed=watch.close,
     )
 
 
 async def events(
     generation: Generation, shape: Shape, options: StreamOptions, first: Delta, deltas: AsyncGenerator[Delta, None]
 ) -> AsyncGenerator[bytes, None]:
-    """The events of a stream, each as its bytes. An error becomes an event; the last one is always [DONE]."""
+    """The events of a stream, those of one delta together. An error becomes an event; the last one is always [DONE]."""
     record = generation.record
+    frames = Frames(shape, options, record)
     try:
         async with aclosing(deltas):
-            for chunk in shape.chunks(first):
-                yield event(chunk, options, record)
+            if told := frames.of(first):
+                yield told
             async for delta in deltas:
-                for chunk in shape.chunks(delta):
-                    yield event(chunk, options, record)
+                if told := frames.of(delta):
+                    yield told
         if options.include_usage:
             yield frame(msgspec.json.encode(shape.usage_chunk() | {"usage": record.usage()}))
     except Exception as error:
         yield frame(msgspec.json.encode(failure(error, record).body()))
     yield DONE
+
+
+class Frames:
+    """The bytes of one stream's events.
+
+    Nearly all events of a choice differ in nothing but a piece of text. What stands before and behind it is kept, as
+    the first such event has it: to make and encode each anew would take several times as long.
+    """
+
+    def __init__(self, shape: Shape, options: StreamOptions, record: Record) -> None:
+        self.shape = shape
+        self.options = options
+        self.record = record
+        self._alike = shape.plain and not (options.continuous_usage_stats or options.include_obfuscation)
+        self._around: dict[int, tuple[bytes, bytes]] = {}  # by the choice's index
+
+    def of(self, delta: Delta) -> bytes:
+        """All events that tell `delta`; none where nothing is to be told."""
+        if not (self._alike and delta.only_text):
+            return b"".join([event(chunk, self.options, self.record) for chunk in self.shape.chunks(delta)])
+        around = self._around.get(delta.index)
+        if around is None:
+            around = self._around[delta.index] = self._about(delta.index)
+        before, behind = around
+        return before + encode(delta.text) + behind
+
+    def _about(self, index: int) -> tuple[bytes, bytes]:
+        """What is before and behind the text in the events of choice `index` that tell nothing but text."""
+        (chunk,) = self.shape.chunks(Delta(index, text=MARK))
+        before, behind = event(chunk, self.options, self.record).split(encode(MARK))
+        return before, behind
 
 
 def failure(error: Exception, record: Record) -> ApiError:

@@ -119,6 +119,7 @@ class ChatShape:
             "service_tier": "default",
             "system_fingerprint": generation.context.fingerprint(),
         }
+        self.plain = body.wanted_logprobs is None and not body.return_token_ids
         self.texts = [""] * len(generation.choices)
         self.calls: list[list[dict[str, Any]]] = [[] for _ in generation.choices]
         self.tokens: list[list[Token]] = [[] for _ in generation.choices]

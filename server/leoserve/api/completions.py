@@ -141,6 +141,7 @@ class CompletionShape:
         self.texts = [""] * len(generation.choices)
         self.tokens: list[list[Token]] = [[] for _ in generation.choices]
         self.finishes: list[str | None] = [None] * len(generation.choices)
+        self.plain = body.logprobs is None and not body.return_token_ids
         self.held: list[Delta] = []  # until the log-probabilities of the prompt that they echo are there
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:

@@ -50,40 +50,54 @@ async def disconnected(request: HttpRequest) -> None:
         pass
 
 
-async def outputs(engine: Engine, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, TokenOutput], None]:
-    """The outputs of all `requests`, as they come, each with its request's number. Closing it, or the failure of one
-    request, aborts them all."""
-    if len(requests) == 1:
-        async with aclosing(engine.generate(requests[0])) as stream:
-            async for output in stream:
-                yield 0, output
-        return
-    queue: asyncio.Queue[tuple[int, TokenOutput | Exception | None]] = asyncio.Queue()
+def outputs(engine: Engine, requests: Sequence[Request]) -> AsyncGenerator[TokenOutput, None]:
+    """The outputs of all `requests`, as they come. Closing it, or the failure of one request, aborts them all."""
+    return engine.generate(requests[0]) if len(requests) == 1 else together(engine, requests)
 
-    async def follow(number: int) -> None:
+
+async def together(engine: Engine, requests: Sequence[Request]) -> AsyncGenerator[TokenOutput, None]:
+    queue: asyncio.Queue[TokenOutput | Exception | None] = asyncio.Queue()
+
+    async def follow(request: Request) -> None:
         try:
-            async with aclosing(engine.generate(requests[number])) as stream:
+            async with aclosing(engine.generate(request)) as stream:
                 async for output in stream:
-                    queue.put_nowait((number, output))
-            queue.put_nowait((number, None))
+                    queue.put_nowait(output)
+            queue.put_nowait(None)
         except Exception as error:
-            queue.put_nowait((number, error))
+            queue.put_nowait(error)
 
-    tasks = [asyncio.create_task(follow(number)) for number in range(len(requests))]
+    tasks = [asyncio.create_task(follow(request)) for request in requests]
     try:
         running = len(tasks)
         while running:
-            number, item = await queue.get()
+            item = await queue.get()
             if isinstance(item, Exception):
                 raise item
             if item is None:
                 running -= 1
             else:
-                yield number, item
+                yield item
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Watch:
+    """Ends a generation when its client goes away, until it is closed. The body of `request` must have been read."""
+
+    def __init__(self, request: HttpRequest, generation: Generation) -> None:
+        self._generation = generation
+        self._task = asyncio.ensure_future(disconnected(request))
+        self._task.add_done_callback(self._ended)
+
+    def close(self) -> None:
+        self._task.cancel()
+
+    def _ended(self, task: asyncio.Future[None]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._generation.leave()
 
 
 @dataclass
@@ -98,8 +112,10 @@ class Generation:
     requests: list[Request]
     options: TextOptions
     choices: list[Choice] = field(init=False)
+    numbers: dict[str, int] = field(init=False)  # of the requests, by their ids
     prompt_logprobs: dict[int, list[TokenLogprobs | None]] = field(default_factory=dict)
     expired: bool = False  # its time was over before its end
+    left: bool = False  # its client went away before its end
 
     def __post_init__(self) -> None:
         tokenizer = self.context.tokenizer
@@ -109,9 +125,11 @@ class Generation:
             for index in range(request.params.n)
         ]
         self.record.prompt_tokens = sum(len(request.prompt) for request in self.requests)
+        self.numbers = {request.request_id: number for number, request in enumerate(self.requests)}
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """What each output adds, until every choice has ended. Raises EngineError or ApiError."""
+        """What each output adds, until every choice has ended. Raises EngineError, ApiError, or ClientGone after
+        `leave`."""
         if self.record.charge is not None and self.record.charge.limits_tokens:
             self.record.charge.reserve(self.record.prompt_tokens + self.announced_tokens())
         reason: Finish | None = "abort"
@@ -119,15 +137,22 @@ class Generation:
         timer = None if left is None else asyncio.get_running_loop().call_later(left, self._expire)
         try:
             async with aclosing(outputs(self.context.engine, self.requests)) as stream:
-                async for number, output in stream:
+                async for output in stream:
                     if self.record.outputs % TURN == TURN - 1:
                         await asyncio.sleep(0)
+                    if self.left:
+                        break
+                    number = self.numbers[output.request_id]
                     request = self.requests[number]
                     choice = self.choices[number * request.params.n + output.index]
                     if choice.finish is None:
                         yield self._take(number, request, choice, output)
             if self.expired:
                 raise self.record.too_late()
+            if self.left:
+                raise ClientGone
+        except ClientGone:
+            raise
         except (EngineRefused, EngineUnavailable):
             reason = None  # it never began
             raise
@@ -141,6 +166,11 @@ class Generation:
                 if choice.finish is None and reason is not None:
                     self.record.note_end(choice, reason)
 
+    def leave(self) -> None:
+        """Nobody waits for the answers any more: abort what still runs."""
+        self.left = True
+        self._abort()
+
     def announced_tokens(self) -> int:
         """The most tokens of the answers, as far as the client has bounded them to less than the context's rest."""
         context = context_length(self.context)
@@ -149,6 +179,9 @@ class Generation:
 
     def _expire(self) -> None:
         self.expired = True
+        self._abort()
+
+    def _abort(self) -> None:
         for request in self.requests:
             self.context.engine.abort(request.request_id)
 

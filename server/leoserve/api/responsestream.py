@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -243,21 +243,18 @@ def error_code(error: ApiError) -> str:
 async def events(
     shape: ResponseShape, first: Delta, deltas: AsyncGenerator[Delta, None]
 ) -> AsyncGenerator[bytes, None]:
-    """The bytes of each event. The last one tells how the response ended; there is no [DONE]."""
+    """The bytes of the events, those of one delta together. The last one tells how the response ended; there is no
+    [DONE]."""
     options = shape.body.stream_options
     frames = Frames(obfuscated=options is not None and options.include_obfuscation)
     try:
         async with aclosing(deltas):
-            for event in shape.opening():
-                yield frames.frame(event)
-            for event in shape.tell(first):
-                yield frames.frame(event)
+            yield frames.of(shape.opening()) + frames.of(shape.tell(first))
             async for delta in deltas:
-                for event in shape.tell(delta):
-                    yield frames.frame(event)
+                if told := frames.of(shape.tell(delta)):
+                    yield told
     except Exception as error:
-        for event in shape.failed(failure(error, shape.generation.record)):
-            yield frames.frame(event)
+        yield frames.of(shape.failed(failure(error, shape.generation.record)))
 
 
 class Frames:
@@ -266,6 +263,9 @@ class Frames:
     def __init__(self, *, obfuscated: bool) -> None:
         self.obfuscated = obfuscated
         self.count = 0
+
+    def of(self, events: Iterable[Event]) -> bytes:
+        return b"".join([self.frame(event) for event in events])
 
     def frame(self, event: Event) -> bytes:
         data = msgspec.json.encode({**event, "sequence_number": self.count})

@@ -62,6 +62,11 @@ class Delta:
     tokens: list[Token] = field(default_factory=list)
     finish: Finish | None = None
 
+    @property
+    def only_text(self) -> bool:
+        """Whether there is more text of an answer that has begun and goes on, and nothing else."""
+        return bool(self.text) and not (self.first or self.calls or self.tokens or self.finish)
+
 
 class Choice:
     """One answer in the making. `index` is the one that the client sees."""
@@ -79,6 +84,8 @@ class Choice:
         self._parser = CallParser(options.calling.allowed) if options.calling is not None else None
         self._ends_at_call = options.calling is not None and options.calling.single
         self._keep_tokens = options.logprobs is not None or options.token_ids
+        # Nothing to look for and no tokens to tell: all text is shown as it comes, and nobody needs its place.
+        self._plain = self._stops is None and self._parser is None and not self._keep_tokens
         self._decoded = 0  # characters of text, also those held back
         self._shown = 0  # characters given out
         self._waiting: deque[Token] = deque()
@@ -92,6 +99,10 @@ class Choice:
         """Take in an output that is not an error. Afterwards `finish` says whether the choice has ended."""
         delta = Delta(self.index, first=not self._started)
         self._started = True
+        if self._plain and output.finish_reason is None and output.logprobs is None:
+            self.generated += len(output.token_ids)
+            delta.text = "".join([self._detokenizer.push(token) for token in output.token_ids])
+            return delta
         for position, token in enumerate(output.token_ids):
             self.generated += 1
             logprobs = output.logprobs[position] if output.logprobs is not None else None

@@ -1,7 +1,8 @@
 """Text from tokens as they come, never half a character.
 
 A token's bytes do not depend on its neighbours (but for the space that a SentencePiece text begins with), so nothing is
-ever decoded twice: the bytes go through an incremental UTF-8 decoder.
+ever decoded twice: most tokens are whole characters, whose text is known beforehand, and the bytes of the others are
+kept until their character is complete.
 """
 
 from __future__ import annotations
@@ -27,26 +28,36 @@ class Detokenizer:
     ) -> None:
         vocabulary = tokenizer.vocabulary
         self._pieces = vocabulary.shown if skip_special_tokens else vocabulary.pieces
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors=vocabulary.invalid_bytes)
-        self._vocabulary = vocabulary
+        self._texts = vocabulary.shown_texts if skip_special_tokens else vocabulary.texts
+        self._errors = vocabulary.invalid_bytes
         self._started = False  # whether the text's leading spaces are behind us
         self._to_strip = vocabulary.leading_spaces
         for token in prompt_ids:
             if self._started:
                 break
             self._strip(self._piece(token))
-        self._decoder.decode(_unfinished(b"".join(self._piece(token) for token in prompt_ids[-8:])))
+        self._unfinished = _unfinished(b"".join(self._piece(token) for token in prompt_ids[-8:]))  # character's bytes
 
     def push(self, token: int) -> str:
         """The text that is certain now that `token` has come: '' while a character's bytes are incomplete."""
+        if self._started and not self._unfinished and 0 <= token < len(self._texts):
+            text = self._texts[token]
+            if text is not None:
+                return text
         piece = self._piece(token)
         if not self._started:
             piece = self._strip(piece)
-        return self._decoder.decode(piece)
+        return self._decode(piece)
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for the bytes of an incomplete character."""
-        return self._decoder.decode(b"", True)
+        return self._decode(b"", final=True)
+
+    def _decode(self, piece: bytes, *, final: bool = False) -> str:
+        data = self._unfinished + piece
+        text, decoded = codecs.utf_8_decode(data, self._errors, final)
+        self._unfinished = data[decoded:]
+        return text
 
     def _piece(self, token: int) -> bytes:
         return self._pieces[token] if 0 <= token < len(self._pieces) else b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -29,6 +30,7 @@ class Vocabulary:
 
     pieces: bytes by id, with control tokens spelled out; b"" where an id has no token
     shown: the same with control tokens left out
+    texts, shown_texts: the same as text; None where the bytes are parts of characters
     leading_spaces: how many spaces at a text's beginning the decoder drops
     invalid_bytes: the codec error handler for bytes that are no UTF-8
 
@@ -56,6 +58,14 @@ class Vocabulary:
         for number in special:
             self.shown[number] = b""
 
+    @cached_property
+    def texts(self) -> list[str | None]:
+        return [_whole(piece) for piece in self.pieces]
+
+    @cached_property
+    def shown_texts(self) -> list[str | None]:
+        return [_whole(piece) for piece in self.shown]
+
     def _bytes(self, token: str, replacements: list[tuple[str, str]]) -> bytes:
         if self.byte_level:
             try:
@@ -67,6 +77,13 @@ class Vocabulary:
         if self.byte_fallback and (match := BYTE_TOKEN.fullmatch(token)):
             return bytes([int(match[1], 16)])
         return token.encode()
+
+
+def _whole(piece: bytes) -> str | None:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _flatten(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
