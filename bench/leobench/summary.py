@@ -145,10 +145,13 @@ def concurrency(requests: Sequence[RequestRecord], begin: float, end: float) -> 
 def server(samples: Sequence[ServerSample], begin: float, end: float) -> dict[str, Any]:
     """Means and maxima of what the servers said, all URLs together, and by how much their counters grew.
 
-    Empty where no server said anything. Samples of several URLs were taken at the same `time`.
+    Empty where no server said anything. Samples of several URLs were taken at the same `time`. Counters are read to the
+    first sample after the end, which saw everything that happened before.
     """
-    inside = [sample for sample in samples if begin <= sample.time <= end]
-    moments = [list(group) for _, group in groupby(sorted(inside, key=lambda sample: sample.time), lambda s: s.time)]
+    ordered = sorted((sample for sample in samples if sample.time >= begin), key=lambda sample: sample.time)
+    after = next((sample.time for sample in ordered if sample.time > end), end)
+    inside = [sample for sample in ordered if sample.time <= end]
+    moments = [list(group) for _, group in groupby(inside, lambda sample: sample.time)]
     told: dict[str, Any] = {}
     for name in ("running", "waiting", "cache_usage"):
         values = []
@@ -159,7 +162,8 @@ def server(samples: Sequence[ServerSample], begin: float, end: float) -> dict[st
         if values:
             told[name] = {"mean": sum(values) / len(values), "max": max(values)}
     for name in COUNTERS:
-        growth = [grown for url in {s.url for s in inside} if (grown := _growth(inside, name, url)) is not None]
+        counted = [sample for sample in ordered if sample.time <= after]
+        growth = [grown for url in {s.url for s in counted} if (grown := _growth(counted, name, url)) is not None]
         if growth:
             told[name] = sum(growth)
     return told

@@ -10,7 +10,7 @@ from numpy.random import Generator
 from leobench.workloads.bundled import words
 
 # A text of Llama's tokenizer has about so many characters a token when it is German: an estimate, where nobody counts.
-CHARACTERS_PER_TOKEN = 3.0
+CHARACTERS_PER_TOKEN = 2.6
 TEMPLATE_TOKENS = 12  # around a message, another estimate
 # Ids that every model has and that are no control tokens, where a server doesn't tell the ids of words.
 COMMON_IDS = list(range(300, 2000))
