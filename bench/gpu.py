@@ -18,6 +18,10 @@ each may take, and GB of the GPU's memory that its tensors take at the most, cou
    deterministic  45 s   57 GB  the deterministic matrix product beside the library's; its cost from end to end
 6. larger         55 s   96 GB  13B, then caches of 8 bits
 
+And only if it is asked for by `--only chain`, for choosing tiles and products:
+
+7. chain         100 s   20 GB  a step's kernels one after the other, with other products and early starts; other tiles
+
 What a stage leaves over goes to those after it; one that is cut keeps what it has measured. They ask no network.
 
 `results.json` is written after every measurement that comes in, `results.md` has the table of what was measured

@@ -33,7 +33,7 @@ COLD_BYTES = 256 << 20  # of layers that follow each other, so that no cache hol
 Row = tuple[int, int]
 
 DECODE_TILES = tuple(
-    Tile(1, keys, warps, stages) for keys in (32, 64, 128) for warps, stages in ((2, 2), (4, 2), (4, 3), (8, 2))
+    Tile(1, keys, warps, stages) for keys in (32, 64, 128) for warps, stages in ((2, 1), (4, 1), (4, 3), (8, 1))
 )
 PREFILL_TILES = (
     Tile(128, 64, 8, 2),
@@ -86,7 +86,7 @@ def decode(
     note: str = "",
 ) -> Iterator[Measurement]:
     """One token of each of `batch` sequences."""
-    problem = _problem(place, shape, [(context - 1, 1)] * batch, kv_dtype)
+    problem = problem_of(place, shape, [(context - 1, 1)] * batch, kv_dtype)
     title = f"decode {shape.name} B{batch}, {context} keys{_kind(kv_dtype)}"
     yield _entry(f"{title}{note}", place, problem, "gb_s", _ours(problem))
     if not rivals:
@@ -105,7 +105,7 @@ def _paged(place: Place, problem: Problem, shape: Shape, title: str) -> Iterator
         return
 
     def calls() -> list[Callable[[], object]]:
-        paged = _problem(place, shape, problem.rows, None, block_size=256)
+        paged = problem_of(place, shape, problem.rows, None, block_size=256)
         return [_attend(paged, layer, "torch_varlen") for layer in range(len(paged.caches))]
 
     yield from _rival(place, problem, "gb_s", title, calls)
@@ -113,7 +113,7 @@ def _paged(place: Place, problem: Problem, shape: Shape, title: str) -> Iterator
 
 def prefill(place: Place, shape: Shape, rows: list[Row], note: str = "") -> Iterator[Measurement]:
     """Prompts, or what is left of them after a cached prefix."""
-    problem = _problem(place, shape, rows, None, layers=1)
+    problem = problem_of(place, shape, rows, None, layers=1)
     start, count = rows[0]
     title = f"prefill {shape.name} {len(rows)} × {count}" + (f" after {start}" if start else "")
     yield _entry(f"{title}{note}", place, problem, "tflop_s", _ours(problem))
@@ -125,7 +125,7 @@ def prefill(place: Place, shape: Shape, rows: list[Row], note: str = "") -> Iter
     yield from _rival(place, problem, "tflop_s", f"{title}: PyTorch varlen", lambda: _varlen(problem, layers))
 
 
-def _problem(
+def problem_of(
     place: Place,
     shape: Shape,
     rows: list[Row],
@@ -240,11 +240,11 @@ def other_tiles(place: Place, shape: Shape) -> Iterator[Measurement]:
     yield {"name": "compiling other tiles", "note": f"{warm(place, _tile_calls, seconds=place.seconds_left / 2):.0f} s"}
     context = 20 if place.tiny else 1024
     for tile in DECODE_TILES[:1] if place.tiny else DECODE_TILES:
-        with _tile("decode", tile):
+        with patched("decode", tile):
             for batch in (2,) if place.tiny else (1, 64):
                 yield from _tried(decode, tile, place, shape, batch, context)
     for tile in PREFILL_TILES[:1] if place.tiny else PREFILL_TILES:
-        with _tile("prefill", tile):
+        with patched("prefill", tile):
             yield from _tried(prefill, tile, place, shape, prompts(place)[-1 if place.tiny else 1])
 
 
@@ -252,8 +252,8 @@ def _tile_calls(place: Place) -> Iterator[Callable[[], object]]:
     """Attention once with each of the tiles, over little."""
 
     def call(kernel: str, tile: Tile, rows: list[Row]) -> None:
-        with _tile(kernel, tile):
-            _problem(place, SEVEN, rows, None, layers=1).attend("triton")
+        with patched(kernel, tile):
+            problem_of(place, SEVEN, rows, None, layers=1).attend("triton")
 
     for tile in DECODE_TILES:
         yield partial(call, "decode", tile, [(63, 1)])
@@ -270,8 +270,8 @@ def _tried(what: Callable[..., Iterator[Measurement]], tile: Tile, *arguments: A
 
 
 @contextmanager
-def _tile(kernel: str, tile: Tile) -> Iterator[None]:
-    """This tile instead of the table's."""
+def patched(kernel: str, tile: object) -> Iterator[None]:
+    """What one of the tables has, whatever it is asked for."""
     usual = getattr(tiles, kernel)
     setattr(tiles, kernel, lambda *_: tile)
     try:

@@ -16,7 +16,7 @@ from torch import Tensor
 from leokernels.contract import AttentionMetadata, KVCache
 from leokernels.triton import tiles
 from leokernels.triton.decode import decode_combine, paged_decode, paged_decode_grouped
-from leokernels.triton.jit import launch_options
+from leokernels.triton.jit import early_options, launch_options
 from leokernels.triton.prefill import paged_prefill
 from leokernels.triton.tiles import CHUNK, Tile
 
@@ -133,9 +133,9 @@ class _Call:
         chunks = decode_chunks(self.metadata.max_context, self.window)
         space = self.workspace(rows * heads * chunks)
         context_len, table = self.metadata.context_len, self.metadata.block_table
-        tile = self.tile(tiles.decode)
+        tile, early = self.tile(tiles.decode), early_options(tiles.early(tiles.capability(self.query.device)))
         programs = min(chunks, max(1, tiles.DECODE_PROGRAMS // (rows * kv_heads)))
-        kernel = paged_decode if self.sharing == 1 else paged_decode_grouped
+        kernel = paged_decode if tile.rows == 1 else paged_decode_grouped
         kernel[(kv_heads, programs, rows)](
             self.query,
             *self.pages(),
@@ -149,8 +149,9 @@ class _Call:
             *self.query.stride()[:2],
             **self.shape(),
             CHUNK=CHUNK,
-            **({} if self.sharing == 1 else {"ROWS": tile.rows}),
+            **({"STAGES": tile.stages} if tile.rows == 1 else {"ROWS": tile.rows}),
             KEYS=tile.keys,
+            **early,
             **_options(tile),
         )
         decode_combine[(heads, rows)](
@@ -165,6 +166,7 @@ class _Call:
             WINDOW=self.window or 0,
             CHUNK=CHUNK,
             TAKEN=tiles.COMBINE_CHUNKS,
+            **early,
             **launch_options(tiles.COMBINE_WARPS, 1),
         )
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from leokernels.triton.jit import jit, kernel
-from leokernels.triton.pages import cache_rows, load_tile
+from leokernels.triton.jit import jit, kernel, start_next, wait_for_previous
+from leokernels.triton.pages import cache_rows, load_tile, to_float32
 from leokernels.triton.softmax import attend_tile, finish
 
 
@@ -55,6 +55,8 @@ def paged_decode(
     QUANTIZED: tl.constexpr,
     CHUNK: tl.constexpr,
     KEYS: tl.constexpr,
+    STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """One head's query over every `num_programs(1)`-th chunk of one row. Grid (K, programs, R).
 
@@ -66,6 +68,8 @@ def paged_decode(
     Moves `context * 2 D * element size` bytes a head and 8 D bytes a chunk of partial results; 4 D operations a key.
     Tile: KEYS keys by D, from tiles.decode.
     """
+    start_next(EARLY)
+    wait_for_previous(EARLY)
     head, row = tl.program_id(0), tl.program_id(2)
     context = tl.load(context_len + row)
     first, first_chunk, count = _chunks(context, WINDOW, CHUNK)
@@ -80,12 +84,12 @@ def paged_decode(
         peak = -float("inf")
         total = 0.0
         mixed = tl.zeros([HEAD_DIM], tl.float32)
-        for start in range(begin, stop, KEYS):
+        for start in tl.range(begin, stop, KEYS, num_stages=STAGES):
             position = start + tl.arange(0, KEYS)
             seen = (position >= first) & (position < stop)
             rows = cache_rows(table, start, first, stop, head, KV_HEADS, BLOCK_SIZE, KEYS, True)
-            k = load_tile(keys, rows, HEAD_DIM).to(tl.float32)
-            v = load_tile(values, rows, HEAD_DIM).to(tl.float32)
+            k = to_float32(load_tile(keys, rows, HEAD_DIM))
+            v = to_float32(load_tile(values, rows, HEAD_DIM))
             scores = tl.sum(k * q[None, :], 1)
             if QUANTIZED:
                 scores *= tl.load(key_scales + rows)
@@ -128,6 +132,7 @@ def paged_decode_grouped(
     CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """As paged_decode, for all the H / K heads that share a KV head at once: each key is read once for all of them.
 
@@ -136,6 +141,8 @@ def paged_decode_grouped(
     Tile: ROWS queries by KEYS keys, from tiles.decode.
     """
     SHARING: tl.constexpr = HEADS // KV_HEADS
+    start_next(EARLY)
+    wait_for_previous(EARLY)
     kv_head, row = tl.program_id(0), tl.program_id(2).to(tl.int64)
     context = tl.load(context_len + row)
     first, first_chunk, count = _chunks(context, WINDOW, CHUNK)
@@ -181,6 +188,7 @@ def decode_combine(
     WINDOW: tl.constexpr,
     CHUNK: tl.constexpr,
     TAKEN: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """One head's output of one row, from the partial ones of its chunks, in their order. Grid (H, R).
 
@@ -188,6 +196,8 @@ def decode_combine(
     not read. Writes out [R, H, D] by `token_stride` and `head_stride`, zeros for a row without keys, as a CUDA graph's
     padding has. Moves 4 D bytes a chunk. Takes TAKEN chunks at a time, from tiles.COMBINE_CHUNKS.
     """
+    start_next(EARLY)
+    wait_for_previous(EARLY)
     head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     _, _, count = _chunks(tl.load(context_len + row), WINDOW, CHUNK)
     place = (row * HEADS + head) * chunks

@@ -12,13 +12,16 @@ reduced by one program in one order, so its bits do not depend on how many rows 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from leokernels.contract import KVCache
-from leokernels.triton.jit import jit, kernel, launch_options
+from leokernels.triton import tiles
+from leokernels.triton.jit import early_options, jit, kernel, launch_options, start_next, wait_for_previous
 
 NORM_ELEMENTS_A_THREAD = 16
 HEADS_A_TILE = 16
@@ -39,6 +42,7 @@ def rms_norm_kernel(
     HIDDEN: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     TILE: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """One row's sum with its residual, written over the residual, and the norm of it. Grid (rows,).
 
@@ -46,6 +50,8 @@ def rms_norm_kernel(
     normalization", 2019. The sum is rounded to the dtype before it is normed, the norm before it meets the weight: as
     the network was trained.
     """
+    start_next(EARLY)
+    wait_for_previous(EARLY)
     place = tl.program_id(0).to(tl.int64) * HIDDEN + tl.arange(0, TILE)
     inside = tl.arange(0, TILE) < HIDDEN
     dtype = out.dtype.element_ty
@@ -70,7 +76,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
     if rows:
         tile = triton.next_power_of_2(hidden)
         options = launch_options(warps=min(16, max(1, tile // (32 * NORM_ELEMENTS_A_THREAD))), stages=1)
-        rms_norm_kernel[(rows,)](x, summed, weight, out, eps, hidden, residual is not None, tile, **options)
+        early = _early(x)
+        rms_norm_kernel[(rows,)](x, summed, weight, out, eps, hidden, residual is not None, tile, **early, **options)
     return out, summed
 
 
@@ -90,6 +97,7 @@ def rope_and_cache_kernel(
     HALF: tl.constexpr,
     LARGEST: tl.constexpr,
     TILE: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """TILE heads of one row. Grid (rows, tiles of the query heads + of the key heads + of the value heads).
 
@@ -98,6 +106,8 @@ def rope_and_cache_kernel(
     LARGEST, the largest stored value, is not 0. Rotary positions: Su et al., "RoFormer", 2021; element i is paired with
     i + HALF, as in Llama's published weights. 6 operations a rotated pair.
     """
+    start_next(EARLY)
+    wait_for_previous(EARLY)
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     query_tiles: tl.constexpr = (HEADS + TILE - 1) // TILE
     kv_tiles: tl.constexpr = (KV_HEADS + TILE - 1) // TILE
@@ -216,17 +226,22 @@ def rope_and_cache(
         head_dim // 2,
         largest,
         tile,
+        **_early(qkv),
         **launch_options(warps=4, stages=1),
     )
     return query
 
 
 @jit
-def silu_and_mul_kernel(gate_up: tl.tensor, out: tl.tensor, INNER: tl.constexpr, TILE: tl.constexpr) -> None:
+def silu_and_mul_kernel(
+    gate_up: tl.tensor, out: tl.tensor, INNER: tl.constexpr, TILE: tl.constexpr, EARLY: tl.constexpr
+) -> None:
     """TILE elements of one row. Grid (rows, tiles). gate_up [rows, 2 INNER], out [rows, INNER], of one dtype.
 
     SwiGLU: Shazeer, "GLU variants improve transformer", 2020. silu(gate) is rounded to the dtype before it meets `up`.
     """
+    start_next(EARLY)
+    wait_for_previous(EARLY)
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside = column < INNER
     dtype = out.dtype.element_ty
@@ -243,5 +258,10 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     out = torch.empty(rows, inner, dtype=gate_up.dtype, device=gate_up.device)
     if rows:
         grid = (rows, triton.cdiv(inner, SILU_TILE))
-        silu_and_mul_kernel[grid](gate_up, out, inner, SILU_TILE, **launch_options(warps=4, stages=1))
+        options = launch_options(warps=4, stages=1)
+        silu_and_mul_kernel[grid](gate_up, out, inner, SILU_TILE, **_early(gate_up), **options)
     return out
+
+
+def _early(x: Tensor) -> dict[str, Any]:
+    return early_options(tiles.early(tiles.capability(x.device)))

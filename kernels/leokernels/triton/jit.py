@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import triton
+import triton.language as tl
 
 FP_FUSION = True  # a * b + c may be rounded once; the same in every variant, whatever TRITON_DEFAULT_FP_FUSION says
 
@@ -49,3 +50,28 @@ def kernel(*, varying: Sequence[str] = (), unaligned: Sequence[str] = ()) -> Cal
 def launch_options(warps: int, stages: int) -> dict[str, Any]:
     """What every launch says beside its arguments."""
     return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": FP_FUSION}
+
+
+def early_options(early: bool) -> dict[str, Any]:
+    """Of a kernel with a constant EARLY: whether it starts before those launched before it have ended.
+
+    Programmatic dependent launch, in CUDA graphs too: a kernel may start once every program of the one before has
+    called `start_next`. Every kernel calls it first, so several may be waiting while one computes. What another kernel
+    wrote may only be read, and memory only be written, after `wait_for_previous`, which returns once the kernel before
+    has ended; that one had waited for its own. So each kernel has to wait, before any of its programs returns.
+    """
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+
+
+@jit
+def start_next(EARLY: tl.constexpr) -> None:
+    """The kernel launched next may start, as far as there is room for it."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@jit
+def wait_for_previous(EARLY: tl.constexpr) -> None:
+    """Until the kernel launched before this one has ended."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()

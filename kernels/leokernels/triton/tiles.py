@@ -101,7 +101,53 @@ def decode(capability: tuple[int, int], head_dim: int, sharing: int, cached_byte
     if sharing > 1 and cached_bytes == 1:
         return Tile(rows, keys=32, warps=4, stages=2, registers=THREE_PROGRAMS)
     registers = None if head_dim == 128 and cached_bytes == 2 else FOUR_PROGRAMS
-    return Tile(rows, keys=64, warps=4, stages=2, registers=registers)
+    if sharing > 1:
+        return Tile(rows, keys=64, warps=4, stages=2, registers=registers)
+    if architecture(capability) == "sm_90" and head_dim == 128 and cached_bytes == 2:
+        return Tile(rows, keys=128, warps=4, stages=1)
+    return Tile(rows, keys=64, warps=4, stages=1, registers=registers)
+
+
+def early(capability: tuple[int, int]) -> bool:
+    """Whether kernels start before those before them have ended: see jit.early_options."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class SkinnyTile:
+    """`columns`, which are rows of the weight, by `depth`; the first `ahead` elements of each are asked for early."""
+
+    columns: int
+    depth: int
+    ahead: int
+    warps: int
+    stages: int
+
+
+def skinny(capability: tuple[int, int], rows: int) -> SkinnyTile:
+    """skinny_kernel's tile."""
+    return SkinnyTile(columns=8, depth=512, ahead=1024, warps=4, stages=4)
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowTile:
+    """`rows` of x by `columns` by `depth`, in `parts` of K; the first `ahead` elements are asked for early."""
+
+    rows: int
+    columns: int
+    depth: int
+    ahead: int
+    parts: int
+    warps: int
+    stages: int
+
+
+def narrow(capability: tuple[int, int], columns: int, depth: int) -> NarrowTile:
+    """narrow_kernel's tile."""
+    parts = 1
+    while -(-columns // 64) * parts < 256 and depth // parts > 1024:
+        parts *= 2
+    return NarrowTile(rows=8, columns=64, depth=128, ahead=512, parts=parts, warps=4, stages=4)
 
 
 @dataclass(frozen=True, slots=True)
