@@ -110,6 +110,18 @@ class Load:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a load."""
     group = parser.add_argument_group("load: when requests are sent")
+    add_quantities(group)
+    add_rest(group)
+
+
+def add_rest_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a load whose concurrency or rate is set by something else."""
+    parser.set_defaults(concurrency=None, rate=None)
+    add_rest(parser.add_argument_group("load: when requests are sent"))
+
+
+def add_quantities(group: argparse._ArgumentGroup) -> None:
+    """How much load there is."""
     group.add_argument(
         "--concurrency",
         type=span,
@@ -123,6 +135,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R|A:B",
         help="open loop: so many arrivals a second, whether or not answers came; A:B goes from A to B over the run",
     )
+
+
+def add_rest(group: argparse._ArgumentGroup) -> None:
+    """How it comes, and for how long."""
     group.add_argument(
         "--cv",
         type=nonnegative,

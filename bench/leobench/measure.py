@@ -35,6 +35,8 @@ from leobench.workloads.warmup import WarmUp
 ASK_SECONDS = 10.0  # for what is asked before measuring
 MADE_UP = {"random", "trace", "conversations"}  # workloads whose prompts are made to a number of tokens
 WARMUP_CONCURRENCY = 8  # at most, unless the load itself has more
+ALONE = {"random", "chat"}  # workloads whose prompts share nothing
+MOST_CACHED = 0.5  # of their tokens: more than a chat template's beginning
 SOME = Coroutine[Any, Any, None]
 
 
@@ -42,12 +44,11 @@ class Bench:
     """A server and a workload, on which loads are measured one after the other."""
 
     def __init__(self, options: argparse.Namespace, server: Server, words: Words) -> None:
-        """Raises Unusable and BadTrace."""
+        """Raises Unusable."""
         self.options = options
         self.server = server
         self.words = words
         self.headers = common.headers(options)
-        self.workload: Workload = workloads.from_options(options, options.endpoint, words)
         self.target = Target(
             common.urls(options),
             server.model,
@@ -60,7 +61,7 @@ class Bench:
 
     @classmethod
     async def find(cls, options: argparse.Namespace) -> Bench:
-        """Ask the server for what has to be known. Raises Unusable and BadTrace."""
+        """Ask the server for what has to be known. Raises Unusable."""
         common.check(options)
         allow_many_connections()
         urls, headers = common.urls(options), common.headers(options)
@@ -71,8 +72,16 @@ class Bench:
                 words = await words_of(session, urls[0], server.model, headers)
         return cls(options, server, words)
 
+    def workload(self, seed: int) -> Workload:
+        """Raises BadTrace."""
+        options = argparse.Namespace(**vars(self.options) | {"seed": seed})
+        return workloads.from_options(options, options.endpoint, self.words)
+
     async def measure(self, load: Load) -> Run:
-        """One load. Ctrl-C ends it, and what was answered until then is the result."""
+        """One load, with requests of its seed. Ctrl-C ends it, and what was answered until then is the result.
+
+        Raises BadTrace.
+        """
         measurement = Measurement(self, load)
         gc.collect()
         gc.freeze()  # what lives on is not looked at again while it matters
@@ -105,6 +114,7 @@ class Measurement:
     def __init__(self, bench: Bench, load: Load) -> None:
         self.bench = bench
         self.load = load
+        self.workload = bench.workload(load.seed)
         self.began = time.perf_counter()
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.measured_from = 0.0
@@ -123,12 +133,12 @@ class Measurement:
         """Warm up, and measure."""
         bench, every = self.bench, self.bench.options.scrape_every
         if bench.options.warmup:
-            others = WarmUp(bench.workload, bench.options.seed, bench.options.endpoint, bench.words)
+            others = WarmUp(self.workload, self.load.seed, bench.options.endpoint, bench.words)
             await beside(self.warmup.run(others), self.progress.follow(self.warmup))
         self.watch.begin()
         self.measured_from = self.now()
         watching = [self.progress.follow(self.drive), self.watch.follow()]
-        await beside(self.drive.run(bench.workload), *watching, *([self.scraper.follow(every)] if every else []))
+        await beside(self.drive.run(self.workload), *watching, *([self.scraper.follow(every)] if every else []))
         if every:
             await self.scraper.sample()
 
@@ -155,12 +165,12 @@ class Measurement:
             health.warnings.append("the server did not tell the usage of every answer: its tokens are not counted")
         samples = self.scraper.samples
         run = Run(
-            name=bench.options.name or f"{bench.workload.name}, {describe(self.load)}",
+            name=bench.options.name or f"{self.workload.name}, {describe(self.load)}",
             kind="measured",
             started=self.started,
             measured_from=self.measured_from,
             measured_until=max(until, self.measured_from),
-            workload=bench.workload.parameters | {"exact_tokens": bench.words.exact},
+            workload=self.workload.parameters | {"exact_tokens": bench.words.exact},
             load=self.load.parameters,
             target={
                 "urls": [common.without_password(url) for url in bench.target.urls],
@@ -177,6 +187,12 @@ class Measurement:
             slo=bench.options.slo,
         )
         run.summary = summarize(run)
+        cached, prompt = run.summary["tokens"]["cached"], run.summary["tokens"]["prompt"]
+        if self.workload.name in ALONE and cached > MOST_CACHED * prompt:
+            health.warnings.append(
+                f"{cached / prompt:.0%} of the prompts' tokens came from the server's prefix cache: were the same "
+                "requests sent before? Another --seed makes others"
+            )
         return run
 
 

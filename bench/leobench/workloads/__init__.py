@@ -28,6 +28,7 @@ __all__ = [
     "answer_name",
     "from_options",
     "sessions",
+    "share",
     "whole",
 ]
 

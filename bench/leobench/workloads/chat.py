@@ -20,6 +20,11 @@ def said(text: str, form: Form) -> Prompt:
     return [{"role": "user", "content": text}] if form == "chat" else text
 
 
+def numbered(seed: int, index: int, text: str) -> str:
+    """A text that no other begins like: whether a server's prefix cache knows it is the workload's to say."""
+    return f"Anfrage {seed}-{index}: {text}"
+
+
 def shuffled(seed: int) -> Iterator[int]:
     """The bundled prompts' places in random order, each once before any comes again."""
     generator = sample(seed, CHOICES)
@@ -29,7 +34,7 @@ def shuffled(seed: int) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Chats:
-    """The bundled German prompts, one request each."""
+    """The bundled German prompts, one request each, each with a number before it."""
 
     output_tokens: Lengths
     seed: int
@@ -44,11 +49,9 @@ class Chats:
     def requests(self) -> Iterator[Planned]:
         lengths = sample(self.seed, LENGTHS)
         for index, place in enumerate(shuffled(self.seed)):
-            text = chats()[place].prompt
-            tokens = estimate(text) + self.words.around
+            text = numbered(self.seed, index, chats()[place].prompt)
             answer = self.output_tokens.draw_count(lengths)
-            prefix = ((f"chat/{place}", tokens),)
-            yield Planned(index, "chat", said(text, self.form), tokens, answer, prefix=prefix)
+            yield Planned(index, "chat", said(text, self.form), estimate(text) + self.words.around, answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class Conversations:
             segments = [("system", self.system_tokens)] if self.system_tokens else []
             for turn in range(self.turns.draw_count(lengths)):
                 if self.input_tokens is None:
-                    text = chats()[next(places)].prompt
+                    text = numbered(self.seed, index, chats()[next(places)].prompt)
                     tokens = estimate(text)
                 else:
                     tokens = self.input_tokens.draw_count(lengths)

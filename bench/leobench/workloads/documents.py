@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leobench.workloads.bundled import chats, documents
-from leobench.workloads.chat import said, shuffled
+from leobench.workloads.chat import numbered, said, shuffled
 from leobench.workloads.lengths import Lengths
 from leobench.workloads.planned import Planned
 from leobench.workloads.synthetic import CHOICES, LENGTHS, Form, sample
@@ -50,18 +50,16 @@ class Documents:
         while True:
             answer = self.output_tokens.draw_count(lengths)
             if choices.random() >= self.share:
-                place = next(places)
-                question = chats()[place].prompt
+                question = numbered(self.seed, index, chats()[next(places)].prompt)
                 tokens = estimate(question) + self.words.around
-                prefix = ((f"chat/{place}", tokens),)
-                yield Planned(index, "chat", said(question, self.form), tokens, answer, prefix=prefix)
+                yield Planned(index, "chat", said(question, self.form), tokens, answer)
             else:
                 number, again = divmod(asked, self.questions)
                 if not again:
                     size = self.document_tokens.draw_count(lengths)
-                    text = numbered(number, size)
-                chosen = documents()[number % len(documents())].questions
-                question = f"\n\nFrage zum Dokument: {chosen[int(choices.integers(len(chosen)))]}"
+                    text = document(self.seed, number, size)
+                questions = documents()[number % len(documents())].questions
+                question = f"\n\nFrage zum Dokument: {questions[int(choices.integers(len(questions)))]}"
                 tokens = size + estimate(question) + self.words.around
                 prompt = said(text + question, self.form)
                 yield Planned(index, "document", prompt, tokens, answer, prefix=((f"document/{number}", size),))
@@ -69,10 +67,10 @@ class Documents:
             index += 1
 
 
-def numbered(number: int, tokens: int) -> str:
+def document(seed: int, number: int, tokens: int) -> str:
     """A bundled document of about `tokens` tokens, different from its first line on from that of another number."""
-    document = documents()[number % len(documents())]
-    head = f"Dokument Nr. {number + 1}: {document.title}\n\n"
+    chosen = documents()[number % len(documents())]
+    head = f"Dokument {seed}-{number}: {chosen.title}\n\n"
     wanted = max(len(head) + 1, round(tokens * CHARACTERS_PER_TOKEN)) - len(head)
-    text = document.text + "\n\n"
+    text = chosen.text + "\n\n"
     return head + (text * (wanted // len(text) + 1))[:wanted]
