@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import psutil
@@ -96,3 +97,13 @@ def resident(server: Server) -> int:
     """Memory of the server's processes, in bytes."""
     process = psutil.Process(server.process.pid)
     return sum(each.memory_info().rss for each in [process, *process.children(recursive=True)])
+
+
+def peak(server: Server) -> int:
+    """The most memory that the server's processes ever had, in bytes."""
+    process = psutil.Process(server.process.pid)
+    found = 0
+    for each in [process, *process.children(recursive=True)]:
+        lines = Path(f"/proc/{each.pid}/status").read_text().splitlines()
+        found += next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+    return found

@@ -157,14 +157,18 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer with `error`, unless another answer is being sent, and take no more from this client."""
+        """Answer with `error`, unless another answer is due before, and take no more from this client."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
         self._reject(error)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.close()
-            return
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if self._phase != "body" or cycle.response_started or self.pipeline:
+                self.transport.close()
+                return
+            cycle.disconnected = True  # the application, which waits for the rest of this body, has no more to say
+            cycle.message_event.set()
         body = msgspec.json.encode(error.body())
         headers = [
             *self.server_state.default_headers,
