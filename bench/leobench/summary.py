@@ -6,6 +6,7 @@ that were answered to the end.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
@@ -105,20 +106,20 @@ def summarize(run: Run) -> dict[str, Any]:
         sum(getattr(record, name) or 0 for record in answered)
         for name in ("prompt_tokens", "output_tokens", "cached_tokens")
     )
-    rate = 1 / duration if duration > 0 else 0.0
+    over = duration if duration > 0 else math.inf  # in no time at all nothing is a rate
     kept = sum(good(record, run.slo) for record in requests) if run.slo is not None else None
     return {
         "duration": duration,
         "requests": {"ok": len(answered), "failed": errors.total(), "errors": dict(errors.most_common())},
         "throughput": {
-            "requests_s": len(answered) * rate,
-            "output_tokens_s": output * rate,
-            "prompt_tokens_s": prompt * rate,
-            "total_tokens_s": (prompt + output) * rate,
+            "requests_s": len(answered) / over,
+            "output_tokens_s": output / over,
+            "prompt_tokens_s": prompt / over,
+            "total_tokens_s": (prompt + output) / over,
         },
         "goodput": None
         if kept is None
-        else {"requests_s": kept * rate, "share": kept / len(requests) if requests else 0.0},
+        else {"requests_s": kept / over, "share": kept / len(requests) if requests else 0.0},
         "ttft": distribution(value for record in answered if (value := ttft(record)) is not None),
         "itl": distribution(gap for record in answered for gap in gaps(record)),
         "tpot": distribution(value for record in answered if (value := tpot(record)) is not None),
