@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from leokernels import cpu
 from leokernels.cache import EIGHT_BIT
 from leokernels.contract import AttentionMetadata, KVCache
 from leokernels.table import entry
@@ -27,8 +26,9 @@ def new_cache(
     is used. The strides, and for bfloat16 on a CPU the keys' dtype (float16, of the same size), are the
     implementation's affair: index and copy whole blocks only.
     """
-    if entry(implementation).by_head:
-        keys = torch.empty(num_blocks, kv_heads, head_dim, block_size, dtype=cpu.key_dtype(dtype), device=device)
+    key_dtype = entry(implementation).key_dtype
+    if key_dtype is not None:
+        keys = torch.empty(num_blocks, kv_heads, head_dim, block_size, dtype=key_dtype(dtype), device=device)
         values = torch.empty(num_blocks, kv_heads, block_size, head_dim, dtype=dtype, device=device)
         return KVCache(keys.permute(0, 3, 1, 2), values.permute(0, 2, 1, 3))
     shape = (num_blocks, block_size, kv_heads, head_dim)

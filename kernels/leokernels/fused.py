@@ -1,4 +1,4 @@
-"""What a layer does between its matrix products: one set of functions, in plain torch or in Triton.
+"""What a layer does between its matrix products: one set of functions, in plain torch, in Triton or in C++.
 
 The torch versions are the truth, and what a CPU runs. Triton's (leokernels.triton.fused) read and write each number
 once instead of several times; they have the same signatures and are imported only where they run.
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leokernels import native
 from leokernels.cache import write_kv
 from leokernels.contract import KVCache
 from leokernels.installed import triton_missing
@@ -105,8 +106,15 @@ def triton_functions(reason: str) -> Fused:
     return Fused("triton", reason, found.rms_norm, found.rope_and_cache, found.silu_and_mul)
 
 
-def choose_fused(place: Place) -> Fused:
-    """Triton's functions where they run, else torch's with the reason."""
+NATIVE = Fused(
+    "native", "in C++, for the cache of native attention", native.rms_norm, native.rope_and_cache, native.silu_and_mul
+)
+
+
+def choose_fused(place: Place, attention: str) -> Fused:
+    """Triton's functions on a GPU, native ones beside native `attention`; else torch's with the reason."""
+    if attention == NATIVE.name:
+        return NATIVE
     obstacle = _obstacle(place)
     if obstacle is None:
         return triton_functions("each number is read once and written once")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from leokernels import cpu, flash, reference, varlen
+from leokernels import cpu, flash, native, reference, varlen
 from leokernels.cache import EIGHT_BIT
 from leokernels.contract import AttentionFunction, AttentionMetadata, KVCache, UnsupportedAttention
 from leokernels.installed import triton_missing
@@ -59,7 +59,8 @@ class Implementation:
     missing: Callable[[], str | None] | None = None  # what is not installed
     invariant: bool = True  # a row's bits do not depend on what else is in the batch
     capturable: bool = False  # a step of it may be captured into a CUDA graph
-    by_head: bool = False  # new_cache lays a block out head by head, its keys transposed
+    # Of the keys, where new_cache lays a block out head by head, its keys transposed; None: it does not.
+    key_dtype: Callable[[torch.dtype], torch.dtype] | None = None
 
     def obstacle(self, place: Place) -> str | None:
         """Why it cannot run there, or None."""
@@ -113,12 +114,23 @@ def triton_attention(
 # Best first: the first that fits is taken.
 TABLE = (
     Implementation(
+        name="native",
+        function=native.attention,
+        reason="this server's own kernels, which read the cache where it lies",
+        devices=("cpu",),
+        dtypes=tuple(native.KINDS),
+        head_dims=native.HEAD_DIMS,
+        block_multiple=native.BLOCK_MULTIPLE,
+        missing=native.missing,
+        key_dtype=lambda dtype: dtype,
+    ),
+    Implementation(
         name="cpu",
         function=cpu.attention,
-        reason="walks the cache's blocks without copying a context",
+        reason="torch's, walks the cache's blocks without copying a context",
         devices=("cpu",),
         dtypes=(torch.float32, *HALF),
-        by_head=True,
+        key_dtype=cpu.key_dtype,
     ),
     Implementation(
         name="triton",

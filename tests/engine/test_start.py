@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leokernels import Place, choose_fused, varlen
+from leokernels import Place, choose_fused, native, varlen
 from leokernels.fused import TORCH
 from leoserve.engine.config import EngineConfig
 from leoserve.engine.start import (
@@ -20,6 +20,7 @@ from leoserve.engine.start import (
     choose_threads,
     start_engine,
 )
+from leoserve.model.linear import product_of
 from tests.checkpoints import write_checkpoint
 
 CPU = torch.device("cpu")
@@ -143,13 +144,20 @@ def test_deterministic_on_a_gpu_without_triton_is_refused_and_says_so(monkeypatc
 def test_deterministic_on_a_gpu_needs_all_kernels_to_be_tritons() -> None:
     place = replace(ON_GPU, head_dim=80, deterministic=True)
     with pytest.raises(CannotStart, match="norms and gates are plain torch.* powers of 2, not 80"):
-        choose_product(place, choose_fused(place))
+        choose_product(place, choose_fused(place, "reference"))
 
 
-def test_a_cpu_keeps_its_product_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cpu_says_what_multiplies(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        product = choose_product(Place(CPU, torch.float32, 128, deterministic=True), TORCH)
-    assert (product.name, caplog.messages) == ("torch", [])
+        choose_product(Place(CPU, torch.float32, 128), TORCH)
+    assert caplog.messages == [f"matrix products: {product_of(torch.float32)} (the fastest for float32 here)"]
+
+
+def test_deterministic_on_a_cpu_needs_a_product_that_keeps_rows_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leoserve.model.linear.can_pack_natively", lambda weight: False)
+    monkeypatch.setattr("leoserve.model.linear.can_pack", lambda weight: False)
+    with pytest.raises(CannotStart, match="--deterministic cannot be kept here.* matrix products are torch's"):
+        choose_product(Place(CPU, torch.float32, 128, deterministic=True), TORCH)
 
 
 def test_a_cache_too_small_for_one_context_says_what_fits(checkpoint: Path) -> None:
@@ -168,6 +176,10 @@ def test_weights_of_another_network_are_refused_by_name_and_shapes(checkpoint: P
 def test_what_was_chosen_is_reported(checkpoint: Path) -> None:
     loop, ready = start(checkpoint, max_model_len=512, max_num_seqs=3, max_num_batched_tokens=2)
     assert (ready.max_model_len, ready.block_size, ready.num_blocks, ready.max_num_seqs) == (512, 64, 256, 3)
-    assert (ready.dtype, ready.device, ready.attention) == ("float32", "cpu", "cpu")
+    assert (ready.dtype, ready.device, ready.attention) == (
+        "float32",
+        "cpu",
+        "native" if native.missing() is None else "cpu",
+    )
     assert loop.scheduler.limits.max_tokens_per_step == 3  # every running sequence has its token
     assert loop.scheduler.pool.num_free == 256

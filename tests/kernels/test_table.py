@@ -48,10 +48,22 @@ def add_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, varlen.MODULE, library)
 
 
-def test_a_cpu_gets_the_cpu_implementation_and_a_reason() -> None:
+def native_is(monkeypatch: pytest.MonkeyPatch, missing: str | None) -> None:
+    rows = [replace(row, missing=lambda: missing) if row.name == "native" else row for row in TABLE]
+    monkeypatch.setattr("leokernels.table.TABLE", rows)
+
+
+def test_a_cpu_gets_the_native_implementation_and_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    native_is(monkeypatch, None)
     choice = choose(ON_CPU)
-    assert (choice.name, choice.block_size, choice.passed_over) == ("cpu", 64, ())
+    assert (choice.name, choice.block_size, choice.passed_over) == ("native", 64, ())
     assert "bfloat16" in choice.reason
+
+
+def test_a_cpu_for_which_nothing_was_compiled_gets_torchs_and_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    native_is(monkeypatch, "it was not compiled")
+    choice = choose(ON_CPU)
+    assert (choice.name, choice.block_size, choice.passed_over) == ("cpu", 64, ("native: it was not compiled",))
 
 
 def test_a_device_without_a_faster_one_gets_the_reference() -> None:
@@ -126,7 +138,7 @@ def test_fp8_caches_need_a_gpu_that_has_fp8(machine: Machine) -> None:
 def test_eight_bit_caches_on_a_cpu_run_through_the_reference_with_the_reason() -> None:
     choice = choose(replace(ON_CPU, kv_dtype=torch.int8))
     assert choice.name == "reference"
-    assert choice.passed_over == ("cpu: it reads no cache of int8",)
+    assert choice.passed_over == ("native: it reads no cache of int8", "cpu: it reads no cache of int8")
 
 
 def test_a_block_size_that_is_asked_for_is_kept_and_decides(machine: Machine) -> None:
@@ -162,7 +174,7 @@ def test_an_override_is_taken_with_its_block_size(machine: Machine) -> None:
 
 
 def test_an_unknown_override_is_refused_with_those_that_fit(machine: Machine) -> None:
-    with pytest.raises(UnsupportedAttention, match="'fast'.*there is cpu or reference"):
+    with pytest.raises(UnsupportedAttention, match="'fast'.*there is native or cpu or reference"):
         choose(ON_CPU, "fast")
     machine(triton="3.6.0", flash_attn=True)
     with pytest.raises(UnsupportedAttention, match="'fast'.*there is triton or flash_attn or reference"):
@@ -170,7 +182,7 @@ def test_an_unknown_override_is_refused_with_those_that_fit(machine: Machine) ->
 
 
 def test_an_override_that_does_not_fit_is_refused_with_the_reason_and_those_that_do(machine: Machine) -> None:
-    with pytest.raises(UnsupportedAttention, match="runs on cuda, not on cpu.*there is cpu or reference"):
+    with pytest.raises(UnsupportedAttention, match="runs on cuda, not on cpu.*there is native or cpu or reference"):
         choose(ON_CPU, "triton")
     with pytest.raises(UnsupportedAttention, match="no float64.*there is reference"):
         choose(Place(CPU, torch.float64, 64), "cpu")
@@ -206,12 +218,15 @@ def test_every_implementations_own_block_size_fits_it() -> None:
 
 
 def test_an_implementation_that_is_none_is_refused_at_the_call() -> None:
-    with pytest.raises(UnsupportedAttention, match="there is cpu or triton or flash_attn or torch_varlen or reference"):
+    with pytest.raises(
+        UnsupportedAttention, match="there is native or cpu or triton or flash_attn or torch_varlen"
+    ):
         new_cache(1, 16, 1, 64, dtype=torch.float32, device=CPU, implementation="fast")
 
 
-def test_a_cpu_runs_torchs_functions_between_the_products() -> None:
-    assert choose_fused(ON_CPU).name == "torch"
+@pytest.mark.parametrize(("attention", "fused"), [("native", "native"), ("cpu", "torch"), ("reference", "torch")])
+def test_a_cpu_runs_native_functions_over_the_native_cache_and_else_torchs(attention: str, fused: str) -> None:
+    assert choose_fused(ON_CPU, attention).name == fused
 
 
 @pytest.mark.parametrize(
@@ -231,7 +246,7 @@ def test_a_gpu_that_cannot_run_tritons_functions_says_why(
     machine: Machine, installed: dict[str, Any], place: Place, words: str
 ) -> None:
     machine(**installed)
-    fused = choose_fused(place)
+    fused = choose_fused(place, "reference")
     assert fused.name == "torch"
     assert words in fused.reason
 
@@ -240,7 +255,7 @@ def test_a_gpu_with_triton_runs_tritons_functions(machine: Machine, monkeypatch:
     machine(triton="3.6.0")
     functions = doubles.module("leokernels.triton.fused", rms_norm=1, rope_and_cache=2, silu_and_mul=3)
     monkeypatch.setitem(sys.modules, "leokernels.triton.fused", functions)
-    fused = choose_fused(ON_GPU)
+    fused = choose_fused(ON_GPU, "triton")
     assert (fused.name, fused.rms_norm, fused.rope_and_cache, fused.silu_and_mul) == ("triton", 1, 2, 3)
 
 

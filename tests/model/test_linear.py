@@ -5,33 +5,46 @@ from __future__ import annotations
 import pytest
 import torch
 
-from leoserve.model.linear import MIN_ROWS, MIN_ROWS_PACKED, Linear, can_pack, pad_rows
+from leokernels import native
+from leoserve.model.linear import (
+    Linear,
+    can_pack,
+    can_pack_natively,
+    min_rows,
+    pad_rows,
+)
 
 CPU = torch.device("cpu")
 SIZES = ((64, 256), (768, 2304), (2048, 768), (4096, 2048))
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["onednn", "native"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("columns", "rows"), SIZES)
-def test_a_row_has_the_same_bits_in_any_product(columns: int, rows: int, dtype: torch.dtype, packed: bool) -> None:
+def test_a_row_has_the_same_bits_in_any_product(
+    columns: int, rows: int, dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = torch.Generator().manual_seed(0)
     linear = Linear(columns, rows, dtype=dtype, device=CPU)
     assert linear.weight is not None
     weight = linear.weight.copy_(torch.randn(rows, columns, generator=generator))
-    if packed:
-        linear.prepare()
+    if kind == "onednn":
+        monkeypatch.setattr(native, "missing", lambda: "for this test")
+    if not (can_pack_natively(weight) or can_pack(weight)):
+        pytest.skip(f"this processor has no {kind} product of {dtype}")
+    least = min_rows(weight)
+    linear.prepare()
     x = torch.randn(64, columns, generator=generator).to(dtype)
     whole = linear(x)
     torch.testing.assert_close(whole.float(), x.float() @ weight.float().T, atol=0.05, rtol=0.02)
-    for count in (MIN_ROWS_PACKED if packed and can_pack(weight) else MIN_ROWS, 5, 16, 33):
+    for count in (least, 5, 16, 33):
         assert torch.equal(linear(x[:count]), whole[:count]), f"{count} rows"
 
 
 def test_packing_frees_the_original() -> None:
     linear = Linear(64, 64, dtype=torch.float32, device=CPU)
     assert linear.weight is not None
-    packs = can_pack(linear.weight)
+    packs = can_pack_natively(linear.weight) or can_pack(linear.weight)
     linear.prepare()
     assert (linear.weight is None) is packs
 

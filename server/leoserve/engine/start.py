@@ -24,6 +24,7 @@ from leoserve.engine.request import Ready, Refused, StepOutputs
 from leoserve.engine.scheduler import Scheduler, SchedulerLimits
 from leoserve.model.config import ModelConfig, UnsupportedModel
 from leoserve.model.graphs import CudaRecorder
+from leoserve.model.linear import keeps_rows_apart, product_of
 from leoserve.model.llama import Llama
 from leoserve.model.memory import CachePlan, TooLittleMemory, block_bytes, plan_cache, require_weights_fit, weight_bytes
 from leoserve.model.runner import Runner
@@ -40,6 +41,7 @@ R = TypeVar("R", bound=StepRunner)
 
 KV_DTYPES = {"auto": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 TOKENS_PER_STEP = {"cpu": 512, "cuda": 8192}  # a CPU's steps stay short enough for those who generate
+PREFILL_STRETCH = {"cpu": 2.5, "cuda": None}  # steps in flight at the same time are not measured one by one
 SECONDS_BETWEEN_LINES = 5.0
 LARGE = 1_000_000_000  # bytes of weights from which on each part of the start takes a second or more
 
@@ -77,7 +79,7 @@ def _start(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) 
     log.info("device %s, %d threads; %s (%s)", device, threads, _name(dtype), dtype_reason)
     attention, fused = choose_kernels(place, config.attention)
     if config.deterministic is None:  # where it costs next to nothing
-        place = replace(place, deterministic=attention.name == "cpu")
+        place = replace(place, deterministic=_is_deterministic(place, attention.name))
     product = choose_product(place, fused)
     block_size = attention.block_size
     require_weights_fit(model_config, dtype, device)
@@ -110,6 +112,11 @@ def _start(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) 
     return EngineLoop(scheduler, runner, send, ahead=ahead), ready
 
 
+def _is_deterministic(place: leokernels.Place, attention: str) -> bool:
+    """Whether a request's bits do not depend on what runs beside it anyway, as on most CPUs."""
+    return attention in ("cpu", "native") and keeps_rows_apart(place.dtype)
+
+
 def _limits(config: EngineConfig, place: leokernels.Place, max_model_len: int, block_size: int) -> SchedulerLimits:
     tokens = config.max_num_batched_tokens or TOKENS_PER_STEP[place.device.type]
     limits = SchedulerLimits(
@@ -119,6 +126,7 @@ def _limits(config: EngineConfig, place: leokernels.Place, max_model_len: int, b
         block_size=block_size,
         prefix_caching=config.enable_prefix_caching,
         deterministic=place.deterministic,
+        prefill_stretch=config.prefill_stretch or PREFILL_STRETCH[place.device.type],
     )
     log.info(
         "a step computes at most %d tokens of at most %d sequences", limits.max_tokens_per_step, limits.max_sequences
@@ -266,7 +274,8 @@ def choose_kernels(place: leokernels.Place, asked: str) -> tuple[leokernels.Choi
 
     Raises leokernels.UnsupportedAttention when the attention that is asked for does not fit.
     """
-    attention, fused = leokernels.choose(place, asked), leokernels.choose_fused(place)
+    attention = leokernels.choose(place, asked)
+    fused = leokernels.choose_fused(place, attention.name)
     for name in attention.passed_over:
         log.warning("attention kernels that cannot be used here: %s", name)
     log.info("attention kernels: %s (%s)", attention.name, attention.reason)
@@ -285,6 +294,10 @@ def choose_product(place: leokernels.Place, fused: leokernels.Fused) -> leokerne
     except leokernels.UnsupportedProduct as error:
         raise CannotStart(f"--deterministic cannot be kept here, leave it out: {error}") from error
     if place.device.type == "cpu":
+        name = product_of(place.dtype)
+        if place.deterministic and not keeps_rows_apart(place.dtype):
+            raise CannotStart(f"--deterministic cannot be kept here, leave it out: the matrix products are {name}'s")
+        log.info("matrix products: %s (the fastest for %s here)", name, _name(place.dtype))
         return product
     if place.deterministic and fused.name != "triton":
         raise CannotStart(f"--deterministic cannot be kept here, leave it out: norms and gates are {fused.reason}")

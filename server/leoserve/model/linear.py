@@ -1,4 +1,4 @@
-"""A linear layer, with its weight in the order that the CPU's matrix product reads fastest where oneDNN offers it.
+"""A linear layer, with its weight in the order that the CPU's matrix product reads fastest: native, or oneDNN's.
 
 Elsewhere the product is the one that leokernels chose.
 """
@@ -8,13 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from leokernels import native
 from leokernels.product import Multiply, torch_linear
 
-# Rows of the smallest product whose rows have the same bits as those of a larger one, measured: packed from 2, torch's
-# own from 4. A step of fewer tokens is padded to it, so that an answer does not depend on what runs beside it.
+# Rows of the smallest product whose rows have the same bits as those of a larger one: native from 1 by its making;
+# measured, oneDNN's packed from 2. A step of fewer tokens is padded to it, so that an answer does not depend on what
+# runs beside it. torch's own product keeps no such promise on every processor.
+MIN_ROWS = 1
 MIN_ROWS_PACKED = 2
 PACKED_FLOAT32 = (2, 12)  # before it, some shapes' packed float32 products have other bits from 16 rows on
-MIN_ROWS = 4
 
 
 class Linear:
@@ -33,21 +35,40 @@ class Linear:
         self.multiply = multiply
         self.weight: Tensor | None = torch.empty(out_features, in_features, dtype=dtype, device=device)
         self._packed: Tensor | None = None
+        self._native: native.Packed | None = None
 
     def prepare(self) -> None:
         """Pack the weight and free the original, so that both exist for one matrix at a time only."""
-        if self.weight is not None and can_pack(self.weight):
+        if self.weight is None:
+            return
+        if can_pack_natively(self.weight):
+            self._native = native.Packed(self.weight)
+            self.weight = None
+        elif can_pack(self.weight):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
             self.weight = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [rows, in_features] -> [rows, out_features]"""
+        if self._native is not None:
+            return self._native(x)
         if self._packed is not None:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
             return y
         if self.weight is None:
             raise RuntimeError("a linear layer has neither its weight nor a packed one")
         return self.multiply(x, self.weight)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """x [rows, in_features] -> [rows, out_features], rounded to the weight's dtype and given in float32."""
+        return self(x).float() if self._native is None else self._native(x, wide=True)
+
+
+def can_pack_natively(weight: Tensor) -> bool:
+    """Whether this server's own product is there for this weight, and faster than oneDNN's."""
+    if weight.device.type != "cpu" or weight.dtype not in native.KINDS or native.missing() is not None:
+        return False
+    return weight.dtype is not torch.bfloat16 or not native.has_matrix_units()
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -67,6 +88,22 @@ def _torch_version() -> tuple[int, ...]:
 
 def _mkldnn_built() -> bool:
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def min_rows(sample: Tensor) -> int:
+    """Rows of the smallest product with weights like this one whose rows have the same bits as in any larger one."""
+    return MIN_ROWS_PACKED if not can_pack_natively(sample) and can_pack(sample) else MIN_ROWS
+
+
+def keeps_rows_apart(dtype: torch.dtype) -> bool:
+    """Whether a CPU's linear layers of this dtype give a row the same bits whatever is beside it."""
+    return product_of(dtype) != "torch"
+
+
+def product_of(dtype: torch.dtype) -> str:
+    """What multiplies on this CPU: native, oneDNN or torch."""
+    sample = torch.empty(1, 1, dtype=dtype)
+    return "native" if can_pack_natively(sample) else "oneDNN" if can_pack(sample) else "torch"
 
 
 def pad_rows(x: Tensor, rows: int) -> Tensor:

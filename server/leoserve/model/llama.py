@@ -17,7 +17,7 @@ from leokernels import AttentionMetadata, KVCache, attention, new_cache
 from leokernels.fused import TORCH, Fused
 from leokernels.product import Multiply, torch_linear
 from leoserve.model.config import ModelConfig
-from leoserve.model.linear import MIN_ROWS, MIN_ROWS_PACKED, Linear, can_pack, pad_rows
+from leoserve.model.linear import Linear, min_rows, pad_rows
 
 
 class Llama:
@@ -47,7 +47,7 @@ class Llama:
         if config.tie_word_embeddings:
             self.head.weight = self.embedding
         self.angles = rotary_angles(config, device)
-        self._min_rows = _min_rows(self.embedding)
+        self._min_rows = min_rows(self.embedding)
 
     def forward(self, tokens: Tensor, positions: Tensor, kv: Sequence[KVCache], metadata: AttentionMetadata) -> Tensor:
         """tokens and positions [T] int64, one cache a layer -> hidden [T, hidden_size] after the last norm.
@@ -66,7 +66,7 @@ class Llama:
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden_size] -> [R, vocab_size] float32"""
         count = hidden.shape[0]
-        return self.head(pad_rows(hidden, self._min_rows))[:count].float()
+        return self.head.wide(pad_rows(hidden, self._min_rows))[:count]
 
     def new_cache(self, num_blocks: int, block_size: int) -> list[KVCache]:
         """An empty cache for this network's attention, layer by layer."""
@@ -216,9 +216,3 @@ def _weight(linear: Linear) -> Tensor:
     if linear.weight is None:
         raise RuntimeError("the weights are packed already")
     return linear.weight
-
-
-def _min_rows(sample: Tensor) -> int:
-    if sample.device.type != "cpu":
-        return 1
-    return MIN_ROWS_PACKED if can_pack(sample) else MIN_ROWS

@@ -1,0 +1,203 @@
+// Attention over paged keys and values that are read where they lie.
+//
+// A tile is a few queries that share a KV head: the heads of a group, and consecutive tokens. It walks its row's keys
+// in pieces of at most 64 that begin at fixed positions, with the softmax kept up from piece to piece (Milakov and
+// Gimelshein, 2018). What a query gets of a piece depends on nothing but the two, and a piece that it does not see
+// changes nothing: its sums have the same bits in any tile, chunk or batch.
+//
+// Keys lie transposed in their blocks, [head_dim, block_size], so that the lanes of a vector are keys; values as
+// [block_size, head_dim], so that there they are dimensions.
+#include "leonative.h"
+#include "pool.h"
+#include "vector.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace {
+
+constexpr int PIECE = 64;                        // keys
+constexpr int VECTORS = LANES == 16 ? 4 : 2;     // of sums for each query at a time
+constexpr int MOST_QUERIES = LANES == 16 ? 6 : 4;  // times VECTORS sums, and what they need, fit into the registers
+constexpr int STRIP = VECTORS * LANES;           // keys, or dimensions, that the sums cover
+
+// The queries of a task: of row `row`, from pair `first` on; pair i is head i % group of token i / group.
+struct Tile {
+    int row, kv_head, first, count;
+};
+
+template <class T>
+struct Walk {
+    const LeoAttention& job;
+    const Tile& tile;
+    long start, tokens, context, group;
+
+    Walk(const LeoAttention& job, const Tile& tile) : job(job), tile(tile) {
+        start = job.query_start[tile.row];
+        tokens = job.query_start[tile.row + 1] - start;
+        context = job.context_len[tile.row];
+        group = job.heads / job.kv_heads;
+    }
+    long position(int query) const { return context - tokens + (tile.first + query) / group; }
+    long first_seen(int query) const { return job.window ? std::max(0L, position(query) + 1 - job.window) : 0; }
+    long element(int query) const {  // of a query's head in [T, heads, head_dim]
+        const long pair = tile.first + query;
+        return ((start + pair / group) * job.heads + tile.kv_head * group + pair % group) * job.head_dim;
+    }
+};
+
+// scores [QUERIES][PIECE]: of `keys` keys, a multiple of LANES, lying `size` apart from dimension to dimension.
+template <class T, int QUERIES>
+void score(const float* query, const T* keys, long size, long dim, long count, float (*scores)[PIECE]) {
+    for (long begin = 0; begin < count; begin += STRIP) {
+        const int vectors = (int)std::min((long)VECTORS, (count - begin) / LANES);
+        Floats sums[QUERIES][VECTORS];
+        for (int q = 0; q < QUERIES; q++)
+            for (int v = 0; v < VECTORS; v++) sums[q][v] = Floats{};
+        if (vectors == VECTORS) {
+            for (long d = 0; d < dim; d++) {
+                Floats k[VECTORS];
+                for (int v = 0; v < VECTORS; v++) k[v] = Stored<T>::widen(keys + d * size + begin + v * LANES);
+                for (int q = 0; q < QUERIES; q++) {
+                    const Floats one = all(query[q * dim + d]);
+                    for (int v = 0; v < VECTORS; v++) sums[q][v] = fma(one, k[v], sums[q][v]);
+                }
+            }
+        } else {
+            for (int v = 0; v < vectors; v++)
+                for (long d = 0; d < dim; d++) {
+                    const Floats k = Stored<T>::widen(keys + d * size + begin + v * LANES);
+                    for (int q = 0; q < QUERIES; q++) sums[q][v] = fma(all(query[q * dim + d]), k, sums[q][v]);
+                }
+        }
+        for (int q = 0; q < QUERIES; q++)
+            for (int v = 0; v < vectors; v++) store(scores[q] + begin + v * LANES, sums[q][v]);
+    }
+}
+
+// mixed [QUERIES][dim] = mixed * kept + shares × values; the first `count` values, [dim] each.
+template <class T, int QUERIES>
+void mix(float (*shares)[PIECE], const float* kept, const T* values, long dim, long from, long count, float* mixed) {
+    for (long begin = 0; begin < dim; begin += STRIP) {
+        const int vectors = (int)std::min((long)VECTORS, (dim - begin) / LANES);
+        Floats sums[QUERIES][VECTORS];
+        for (int q = 0; q < QUERIES; q++)
+            for (int v = 0; v < vectors; v++) sums[q][v] = load<Floats>(mixed + q * dim + begin + v * LANES) * kept[q];
+        if (vectors == VECTORS) {
+            for (long key = from; key < count; key++) {
+                Floats value[VECTORS];
+                for (int v = 0; v < VECTORS; v++) value[v] = Stored<T>::widen(values + key * dim + begin + v * LANES);
+                for (int q = 0; q < QUERIES; q++) {
+                    const Floats one = all(shares[q][key]);
+                    for (int v = 0; v < VECTORS; v++) sums[q][v] = fma(one, value[v], sums[q][v]);
+                }
+            }
+        } else {
+            for (long key = from; key < count; key++)
+                for (int v = 0; v < vectors; v++) {
+                    const Floats value = Stored<T>::widen(values + key * dim + begin + v * LANES);
+                    for (int q = 0; q < QUERIES; q++) sums[q][v] = fma(all(shares[q][key]), value, sums[q][v]);
+                }
+        }
+        for (int q = 0; q < QUERIES; q++)
+            for (int v = 0; v < vectors; v++) store(mixed + q * dim + begin + v * LANES, sums[q][v]);
+    }
+}
+
+// Scores into shares: exponentials of what is seen, with the largest score and their sum kept up. `keys` keys from
+// position `begin` on. Returns by what everything before has to be multiplied.
+template <class T>
+float soften(float* scores, long begin, long keys, long first, long last, float& peak, float& total) {
+    Floats top = all(-INFINITE);
+    float lane_number[LANES];
+    for (int lane = 0; lane < LANES; lane++) lane_number[lane] = (float)lane;
+    const Floats lanes = load<Floats>(lane_number);
+    for (long at = 0; at < keys; at += LANES) {
+        const Floats place = lanes + (float)(begin + at);  // exact: positions are far below 2^24
+        Floats value = load<Floats>(scores + at);
+        value = place >= (float)first ? value : all(-INFINITE);
+        value = place <= (float)last ? value : all(-INFINITE);
+        store(scores + at, value);
+        top = value > top ? value : top;
+    }
+    const float higher = std::max(peak, largest(top));
+    if (higher == -INFINITE) {
+        for (long at = 0; at < keys; at++) scores[at] = 0;
+        return 1.0f;
+    }
+    Floats added{};
+    for (long at = 0; at < keys; at += LANES) {
+        const Floats share = exponential(load<Floats>(scores + at) - higher);
+        store(scores + at, share);
+        added = added + share;
+    }
+    float lanes_kept[LANES];
+    store(lanes_kept, exponential(all(peak - higher)));
+    const float kept = peak == -INFINITE ? 0.0f : lanes_kept[0];
+    total = total * kept + sum(added);
+    peak = higher;
+    return kept;
+}
+
+template <class T, int QUERIES>
+void attend(const LeoAttention& job, const Tile& tile) {
+    const Walk<T> walk(job, tile);
+    const long dim = job.head_dim, size = job.block_size, piece = std::min((long)PIECE, size);
+    alignas(64) float query[QUERIES * LEO_MOST_HEAD_DIM], mixed[QUERIES * LEO_MOST_HEAD_DIM];
+    alignas(64) float scores[QUERIES][PIECE];
+    float peak[QUERIES], total[QUERIES], kept[QUERIES];
+    long first = walk.first_seen(0), last = walk.position(QUERIES - 1);
+    for (int q = 0; q < QUERIES; q++) {
+        const T* from = (const T*)job.query + walk.element(q);
+        for (long d = 0; d < dim; d++) query[q * dim + d] = Stored<T>::one(from + d) * job.scale;
+        std::fill(mixed + q * dim, mixed + (q + 1) * dim, 0.0f);
+        peak[q] = -INFINITE;
+        total[q] = 0;
+    }
+    const int32_t* table = job.block_table + (long)tile.row * job.table_width;
+    for (long begin = first / piece * piece; begin <= last; begin += piece) {
+        const long page = ((long)table[begin / size] * job.kv_heads + tile.kv_head) * dim * size, offset = begin % size;
+        const T* keys = (const T*)job.keys + page + offset;
+        const T* values = (const T*)job.values + page + offset * dim;
+        const long seen = std::min(piece, last + 1 - begin), up = (seen + LANES - 1) / LANES * LANES;
+        score<T, QUERIES>(query, keys, size, dim, up, scores);
+        for (int q = 0; q < QUERIES; q++)
+            kept[q] = soften<T>(scores[q], begin, up, walk.first_seen(q), walk.position(q), peak[q], total[q]);
+        // What nobody sees may be anything, NaN too, and a share of 0 would not keep it out.
+        mix<T, QUERIES>(scores, kept, values, dim, std::max(0L, first - begin), seen, mixed);
+    }
+    for (int q = 0; q < QUERIES; q++) {
+        T* out = (T*)job.out + walk.element(q);
+        const Floats share = all(1.0f / total[q]);
+        for (long d = 0; d < dim; d += LANES) Stored<T>::narrow(out + d, load<Floats>(mixed + q * dim + d) * share);
+    }
+}
+
+template <class T, int QUERIES>
+void attend_some(const LeoAttention& job, const Tile& tile) {
+    if (tile.count == QUERIES)
+        attend<T, QUERIES>(job, tile);
+    else if constexpr (QUERIES > 1)
+        attend_some<T, QUERIES - 1>(job, tile);
+}
+
+template <class T>
+void attention(Pool& pool, const LeoAttention& job) {
+    std::vector<Tile> tiles;
+    const int group = job.heads / job.kv_heads;
+    for (int row = 0; row < job.rows; row++) {
+        const int pairs = (job.query_start[row + 1] - job.query_start[row]) * group;
+        if (!pairs || job.context_len[row] <= 0) continue;
+        const int parts = (pairs + MOST_QUERIES - 1) / MOST_QUERIES, most = (pairs + parts - 1) / parts;
+        for (int kv_head = 0; kv_head < job.kv_heads; kv_head++)
+            for (int first = 0; first < pairs; first += most)
+                tiles.push_back({row, kv_head, first, std::min(most, pairs - first)});
+    }
+    parallel(pool, (int)tiles.size(), [&](int task, int) { attend_some<T, MOST_QUERIES>(job, tiles[task]); });
+}
+
+}  // namespace
+
+extern "C" void leo_attention(void* pool, int kind, const LeoAttention* job) {
+    kind == LEO_BFLOAT16 ? attention<BFloat16>(*(Pool*)pool, *job) : attention<float>(*(Pool*)pool, *job);
+}

@@ -1,0 +1,66 @@
+// The library's functions, in plain C, called through ctypes. Lengths are in elements unless said otherwise; `kind` is
+// how numbers are stored. Tensors have no gaps. leokernels/native/__init__.py mirrors the structures field by field.
+#pragma once
+
+#include <stdint.h>
+
+enum { LEO_FLOAT32 = 0, LEO_BFLOAT16 = 1 };
+enum { LEO_MOST_HEAD_DIM = 256 };
+
+typedef struct {
+    const void *x, *residual, *weight;  // [rows, hidden], the same or null, [hidden]
+    void *normed, *summed;              // [rows, hidden]; summed may be residual
+    int64_t rows, hidden;
+    float eps;
+} LeoNorm;
+
+typedef struct {
+    const void* gate_up;  // [rows, 2 * inner]
+    void* out;            // [rows, inner]
+    int64_t rows, inner;
+} LeoGate;
+
+typedef struct {
+    const void* qkv;       // [rows, heads + 2 * kv_heads, head_dim]
+    const float* angles;   // [rows, 2, head_dim / 2]: cosines and sines
+    const int64_t* slots;  // [cached_rows]: block * block_size + offset, or -1
+    void* query;           // [rows, heads, head_dim]
+    void *keys, *values;   // [blocks, kv_heads, head_dim, block_size] and [blocks, kv_heads, block_size, head_dim]
+    int64_t rows, cached_rows, heads, kv_heads, head_dim, block_size;  // head_dim: a multiple of 32, 256 at most
+} LeoRope;
+
+typedef struct {
+    const void* query;         // [tokens, heads, head_dim]
+    const void *keys, *values;  // as LeoRope's
+    void* out;                 // as query
+    const int32_t* query_start;  // [rows + 1]
+    const int32_t* context_len;  // [rows]
+    const int32_t* block_table;  // [rows, table_width]
+    int64_t rows, table_width, heads, kv_heads, head_dim, block_size;  // block_size: a multiple of 16
+    int64_t window;                                                     // 0: none
+    float scale;
+} LeoAttention;
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+int leo_version(void);
+void* leo_pool_new(int threads);
+void leo_pool_delete(void* pool);
+
+int64_t leo_packed_bytes(int kind, int64_t columns, int64_t depth);
+// weight [columns, depth] -> packed, leo_packed_bytes long
+void leo_pack(void* pool, int kind, const void* weight, int64_t columns, int64_t depth, void* packed);
+// x [rows, depth] times the packed weight's transpose -> y [rows, columns], of `kind`, or float32 if `wide`
+void leo_multiply(void* pool, int kind, int wide, const void* x, const void* packed, void* y, int64_t rows,
+                  int64_t columns, int64_t depth);
+
+void leo_norm(void* pool, int kind, const LeoNorm* job);
+void leo_gate(void* pool, int kind, const LeoGate* job);
+void leo_rope(void* pool, int kind, const LeoRope* job);
+void leo_attention(void* pool, int kind, const LeoAttention* job);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,234 @@
+// x Wᵀ on vectors of float32, whatever the weight is stored in.
+//
+// A panel is 2 vectors of columns. A block of rows by a few panels is kept in registers over the whole depth, so that
+// each element is one chain of additions in the order of the depth: it has the same bits in a product of any number of
+// rows. bfloat16 is widened as it is read, which is exact, and on Intel's processors without AMX faster than their
+// products of pairs; PAIRS is for the others.
+#include "leonative.h"
+#include "pool.h"
+#include "vector.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+constexpr int PANEL = 2 * LANES;  // columns
+// Accumulators for so many rows, the weights and one element of x fit into the registers.
+constexpr int MOST_ROWS = LANES == 16 ? 12 : 4;
+constexpr long CHUNK_BYTES = 768 << 10;  // of rows of x that a thread works on: a part of the second-level cache
+constexpr long TASK_NANOSECONDS = 15000;
+
+// The weights of a panel, two steps of the depth at a time. Lanes are columns.
+template <class T>
+struct Panel;
+
+template <>
+struct Panel<float> {
+    static constexpr long BYTES = 2 * PANEL * 4;  // of two steps
+    static inline Floats even(const char* at, int vector) { return load<Floats>(at + vector * LANES * 4); }
+    static inline Floats odd(const char* at, int vector) { return load<Floats>(at + PANEL * 4 + vector * LANES * 4); }
+};
+
+template <>
+struct Panel<BFloat16> {
+    static constexpr long BYTES = 2 * PANEL * 2;
+    static inline Floats even(const char* at, int vector) {
+        return same_bits<Floats>(load<Words>(at + vector * LANES * 4) << 16);
+    }
+    static inline Floats odd(const char* at, int vector) {
+        return same_bits<Floats>(load<Words>(at + vector * LANES * 4) & 0xFFFF0000u);
+    }
+};
+
+template <class T, class Out>
+struct Job {
+    const T* x;
+    const char* packed;
+    Out* y;
+    long rows, columns, depth;
+    long steps() const { return (depth + 1) / 2; }
+    long panels() const { return (columns + PANEL - 1) / PANEL; }
+    long panel_bytes() const { return steps() * Panel<T>::BYTES; }
+};
+
+// Rows of x as the kernel wants them, two steps of the depth at a time: one element of float32 after the other, or a
+// pair of bfloat16 for processors that multiply pairs at full speed.
+#if defined(PAIRS) && defined(__AVX512BF16__)
+template <class T>
+constexpr bool IN_PAIRS = sizeof(T) == 2;
+static inline Floats multiply_pairs(Floats sums, Words x, Words w) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)x, (__m512bh)w);
+}
+#else
+template <class T>
+constexpr bool IN_PAIRS = false;
+static inline Floats multiply_pairs(Floats sums, Words, Words) { return sums; }
+#endif
+template <class T>
+using Taken = std::conditional_t<IN_PAIRS<T>, uint32_t, float>;
+template <class T>
+constexpr long TAKEN = IN_PAIRS<T> ? 1 : 2;  // of two steps
+
+// ROWS rows of x by PANELS panels from `first` on, over the whole depth.
+template <class T, class Out, int ROWS, int PANELS>
+void block(const Job<T, Out>& job, const Taken<T>* x, long stride, long row, long first) {
+    constexpr int VECTORS = 2 * PANELS;
+    const char* weights = job.packed + first * job.panel_bytes();
+    const long apart = job.panel_bytes();
+    Floats sums[ROWS][VECTORS];
+    for (int r = 0; r < ROWS; r++)
+        for (int c = 0; c < VECTORS; c++) sums[r][c] = Floats{};
+    const long steps = job.steps();
+    for (long step = 0; step < steps; step++) {
+        const char* at = weights + step * Panel<T>::BYTES;
+        for (int c = 0; c < VECTORS; c += 2) __builtin_prefetch(at + c / 2 * apart + 1024);
+        if constexpr (IN_PAIRS<T>) {
+            Words w[VECTORS];
+            for (int c = 0; c < VECTORS; c++) w[c] = load<Words>(at + c / 2 * apart + c % 2 * LANES * 4);
+            for (int r = 0; r < ROWS; r++) {
+                const Words pair = all(x[r * stride + step]);
+                for (int c = 0; c < VECTORS; c++) sums[r][c] = multiply_pairs(sums[r][c], pair, w[c]);
+            }
+        } else {
+            Floats w[VECTORS];
+            for (int c = 0; c < VECTORS; c++) w[c] = Panel<T>::even(at + c / 2 * apart, c % 2);
+            for (int r = 0; r < ROWS; r++) {
+                const Floats one = all(x[r * stride + 2 * step]);
+                for (int c = 0; c < VECTORS; c++) sums[r][c] = fma(one, w[c], sums[r][c]);
+            }
+            for (int c = 0; c < VECTORS; c++) w[c] = Panel<T>::odd(at + c / 2 * apart, c % 2);
+            for (int r = 0; r < ROWS; r++) {
+                const Floats one = all(x[r * stride + 2 * step + 1]);
+                for (int c = 0; c < VECTORS; c++) sums[r][c] = fma(one, w[c], sums[r][c]);
+            }
+        }
+    }
+    for (int r = 0; r < ROWS; r++) {
+        Out* out = job.y + (row + r) * job.columns;
+        for (int c = 0; c < VECTORS; c++) {
+            const long column = first * PANEL + c * LANES;
+            if (column < job.columns) narrow_some(out + column, Stored<T>::round(sums[r][c]), job.columns - column);
+        }
+    }
+}
+
+template <class T, class Out, int ROWS>
+void rows_by(const Job<T, Out>& job, const Taken<T>* x, long stride, long row, long first, long last) {
+    constexpr int WIDE = ROWS == 1 ? 4 : ROWS <= 3 ? 2 : 1;
+    for (; first + WIDE <= last; first += WIDE) block<T, Out, ROWS, WIDE>(job, x, stride, row, first);
+    for (; first < last; first++) block<T, Out, ROWS, 1>(job, x, stride, row, first);
+}
+
+template <class T, class Out, int ROWS>
+void some_rows(const Job<T, Out>& job, long count, const Taken<T>* x, long stride, long row, long first, long last) {
+    if (count == ROWS)
+        rows_by<T, Out, ROWS>(job, x, stride, row, first, last);
+    else if constexpr (ROWS > 1)
+        some_rows<T, Out, ROWS - 1>(job, count, x, stride, row, first, last);
+}
+
+// A part of the rows as the kernel takes them, with a depth made even by a zero.
+template <class T>
+void take_rows(const T* x, long rows, long depth, long stride, Taken<T>* to) {
+    for (long row = 0; row < rows; row++) {
+        const T* from = x + row * depth;
+        Taken<T>* out = to + row * stride;
+        if constexpr (IN_PAIRS<T>) {
+            out[stride - 1] = 0;
+            std::memcpy(out, from, depth * sizeof(T));
+        } else {
+            for (long at = 0; at < depth; at += LANES) narrow_some(out + at, widen_some(from + at, depth - at), depth - at);
+            if (depth < stride) out[depth] = 0;
+        }
+    }
+}
+
+long split_evenly(long total, long most) {
+    long parts = (total + most - 1) / most;
+    return (total + parts - 1) / parts;
+}
+
+template <class T, class Out>
+void multiply(Pool& pool, const Job<T, Out>& job) {
+    const long stride = TAKEN<T> * job.steps();
+    long most = std::clamp(CHUNK_BYTES / (stride * 4), 2L * MOST_ROWS, 8L * MOST_ROWS);
+    const long chunk = split_evenly(job.rows, most);  // rows of a task
+    const long chunks = (job.rows + chunk - 1) / chunk;
+    // Panels of a task: enough to be worth taking, few enough to share. Reads at 20 bytes, computes at 60 operations a ns.
+    const long panel_ns = std::max(job.panel_bytes() / 20, chunk * job.steps() * PANEL * 4 / 60) + 1;
+    const long fair = std::max(1L, job.panels() * chunks / (4L * pool.threads()));
+    const long group = std::max(std::min(4L, job.panels()), std::min(fair, TASK_NANOSECONDS / panel_ns));
+    const long groups = (job.panels() + group - 1) / group;
+    std::vector<long> taken(pool.threads(), -1);
+    parallel(pool, (int)(chunks * groups), [&](int task, int thread) {
+        static thread_local std::vector<Taken<T>> rows_of_x;
+        const long begin = task / groups * chunk, count = std::min(chunk, job.rows - begin);
+        const long first = task % groups * group, last = std::min(first + group, job.panels());
+        if (taken[thread] != begin) {
+            if ((long)rows_of_x.size() < chunk * stride) rows_of_x.resize(chunk * stride);
+            take_rows(job.x + begin * job.depth, count, job.depth, stride, rows_of_x.data());
+            taken[thread] = begin;
+        }
+        const long rows = split_evenly(count, MOST_ROWS);
+        // A few panels at a time by all rows: they stay in the cache from the first block of rows to the last.
+        const long together = count <= 3 ? group : 1;
+        for (long panel = first; panel < last; panel += together)
+            for (long row = 0; row < count; row += rows)
+                some_rows<T, Out, MOST_ROWS>(job, std::min(rows, count - row), rows_of_x.data() + row * stride,
+                                             stride, begin + row, panel, std::min(panel + together, last));
+    });
+}
+
+template <class T>
+void pack_weight(Pool& pool, const T* weight, long columns, long depth, char* packed) {
+    Job<T, T> job{nullptr, packed, nullptr, 0, columns, depth};
+    parallel(pool, (int)job.panels(), [&](int panel, int) {
+        for (long step = 0; step < job.steps(); step++) {
+            char* to = packed + panel * job.panel_bytes() + step * Panel<T>::BYTES;
+            for (int lane = 0; lane < PANEL; lane++) {
+                const long column = (long)panel * PANEL + lane;
+                for (int odd = 0; odd < 2; odd++) {
+                    const long at = 2 * step + odd;
+                    const bool inside = column < columns && at < depth;
+                    const T value = inside ? weight[column * depth + at] : T{};
+                    T* out = (T*)to;
+                    if constexpr (sizeof(T) == 2)
+                        out[2 * lane + odd] = value;  // the even one is the lower half
+                    else
+                        out[odd * PANEL + lane] = value;
+                }
+            }
+        }
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t leo_packed_bytes(int kind, int64_t columns, int64_t depth) {
+    const long panels = (columns + PANEL - 1) / PANEL, steps = (depth + 1) / 2;
+    return panels * steps * (kind == LEO_BFLOAT16 ? Panel<BFloat16>::BYTES : Panel<float>::BYTES);
+}
+
+void leo_pack(void* pool, int kind, const void* weight, int64_t columns, int64_t depth, void* packed) {
+    if (kind == LEO_BFLOAT16)
+        pack_weight(*(Pool*)pool, (const BFloat16*)weight, columns, depth, (char*)packed);
+    else
+        pack_weight(*(Pool*)pool, (const float*)weight, columns, depth, (char*)packed);
+}
+
+void leo_multiply(void* pool, int kind, int wide, const void* x, const void* packed, void* y, int64_t rows,
+                  int64_t columns, int64_t depth) {
+    const char* weights = (const char*)packed;
+    if (kind == LEO_FLOAT32)
+        multiply(*(Pool*)pool, Job<float, float>{(const float*)x, weights, (float*)y, rows, columns, depth});
+    else if (wide)
+        multiply(*(Pool*)pool, Job<BFloat16, float>{(const BFloat16*)x, weights, (float*)y, rows, columns, depth});
+    else
+        multiply(*(Pool*)pool, Job<BFloat16, BFloat16>{(const BFloat16*)x, weights, (BFloat16*)y, rows, columns, depth});
+}
+
+}

@@ -1,0 +1,165 @@
+// Vectors of the width that this library is compiled for, and the two ways in which numbers are stored.
+//
+// The same source is compiled once for each instruction set; which library is loaded is decided at run time.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+
+constexpr float INFINITE = std::numeric_limits<float>::infinity();
+
+template <class To, class From>
+static inline To same_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <class T>
+static inline T load(const void* from) {
+    T to;
+    std::memcpy(&to, from, sizeof to);
+    return to;
+}
+
+template <class T>
+static inline void store(void* to, T from) {
+    std::memcpy(to, &from, sizeof from);
+}
+
+static inline Floats all(float x) { return x - (Floats){}; }
+static inline Words all(uint32_t x) { return x - (Words){}; }
+
+// bfloat16 is the upper half of a float32. Rounded to the nearest, ties to even; NaN stays NaN.
+struct BFloat16 {
+    uint16_t bits;
+};
+
+static inline Words rounded_bits(Floats x) {
+    Words bits = same_bits<Words>(x);
+    Words rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
+    Words is_nan = (Words)(x != x);
+    return (rounded & ~is_nan) | ((bits | 0x00400000u) & is_nan);
+}
+
+static inline uint32_t rounded_bits(float x) {
+    uint32_t bits = same_bits<uint32_t>(x);
+    return x != x ? bits | 0x00400000u : bits + 0x7FFFu + ((bits >> 16) & 1u);
+}
+
+// How a number is stored. `widen` and `narrow` are a vector at once; `Stored::round` is what storing loses.
+template <class T>
+struct Stored;
+
+template <>
+struct Stored<float> {
+    static inline float one(const float* from) { return *from; }
+    static inline void put(float* to, float x) { *to = x; }
+    static inline Floats widen(const float* from) { return load<Floats>(from); }
+    static inline void narrow(float* to, Floats x) { store(to, x); }
+    static inline Floats round(Floats x) { return x; }
+    static inline float round(float x) { return x; }
+};
+
+template <>
+struct Stored<BFloat16> {
+    static inline float one(const BFloat16* from) { return same_bits<float>((uint32_t)from->bits << 16); }
+    static inline void put(BFloat16* to, float x) { to->bits = (uint16_t)(rounded_bits(x) >> 16); }
+    static inline Floats widen(const BFloat16* from) {
+        return same_bits<Floats>(__builtin_convertvector(load<Halves>(from), Words) << 16);
+    }
+    static inline void narrow(BFloat16* to, Floats x) {
+        store(to, __builtin_convertvector(rounded_bits(x) >> 16, Halves));
+    }
+    static inline Floats round(Floats x) { return same_bits<Floats>(rounded_bits(x) & 0xFFFF0000u); }
+    static inline float round(float x) { return same_bits<float>(rounded_bits(x) & 0xFFFF0000u); }
+};
+
+// a * b + c, rounded once where the processor can; never left to the compiler, so that every kernel rounds alike.
+static inline Floats fma(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+// Vectors that would reach past `count` elements are loaded with zeros and stored in part.
+template <class T>
+static inline Floats widen_some(const T* from, long count) {
+    if (count >= LANES) return Stored<T>::widen(from);
+    T part[LANES] = {};
+    std::memcpy(part, from, count * sizeof(T));
+    return Stored<T>::widen(part);
+}
+
+template <class T>
+static inline void narrow_some(T* to, Floats x, long count) {
+    if (count >= LANES) return Stored<T>::narrow(to, x);
+    T part[LANES];
+    Stored<T>::narrow(part, x);
+    std::memcpy(to, part, count * sizeof(T));
+}
+
+static inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }
+static inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+
+// Lanes in a fixed order: pairs, then pairs of pairs, whatever the compiler would find faster.
+static inline float sum(Floats x) {
+    float part[LANES];
+    store(part, x);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int lane = 0; lane < width; lane++) part[lane] += part[lane + width];
+    return part[0];
+}
+
+static inline float largest(Floats x) {
+    float part[LANES];
+    store(part, x);
+    float found = part[0];
+    for (int lane = 1; lane < LANES; lane++) found = part[lane] > found ? part[lane] : found;
+    return found;
+}
+
+// e to the power of x, within 2 units in the last place; 0 below -87.3, infinity above 88, NaN for NaN.
+// Cody and Waite's reduction to |r| <= log(2)/2 and a polynomial of degree 6 (Cephes' expf).
+static inline Floats exponential(Floats x) {
+    Floats bounded = smaller(greater(x, all(-87.33654f)), all(88.02f));
+    Floats shifted = bounded * 1.44269504088896341f + 12582912.0f;  // the nearest integer in the lowest bits
+    Floats power = shifted - 12582912.0f;
+    Floats r = bounded - power * 0.693359375f;
+    r = r + power * 2.12194440e-4f;
+    Floats y = all(1.9875691500e-4f);
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    Words scaled = same_bits<Words>(y) + (same_bits<Words>(shifted) << 23);
+    Floats result = same_bits<Floats>(scaled);
+    result = x < -87.33654f ? all(0.0f) : result;
+    result = x > 88.02f ? all(INFINITE) : result;
+    return x != x ? x : result;
+}

@@ -1,0 +1,205 @@
+"""The CPU's own kernels: against plain torch, the same bits for a row in any batch, in every variant that runs here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from leokernels import fused, native, new_cache
+from leokernels.native import Packed, Processor, build, variant_of
+
+CPU = torch.device("cpu")
+AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "avx2"})
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True, params=sorted({name for names in build.VARIANTS.values() for name in names}))
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each variant that was compiled and that this processor can run."""
+    runs = {"avx512pairs": AVX512 | {"avx512_bf16"}, "avx512": AVX512, "avx2": {"avx2", "fma"}, "base": {"asimd"}}
+    if not runs[request.param] <= native._processor().flags:
+        pytest.skip(f"this processor cannot run {request.param}")
+    caches = (native.missing, native._library, native._pool_of)
+    monkeypatch.setattr(native, "variant", lambda: request.param)
+    for each in caches:
+        each.cache_clear()
+    why = native.missing()
+    if why is not None:
+        pytest.skip(why)
+    yield request.param
+    for each in caches:
+        each.cache_clear()
+
+
+@pytest.fixture(params=[1, 2, 5])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def drawn(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("columns", "depth"), [(64, 64), (2304, 768), (770, 256), (31, 33), (1, 1), (128, 4098)])
+def test_a_product_is_that_of_float64_up_to_one_rounding(columns: int, depth: int, dtype: torch.dtype) -> None:
+    weight = drawn(columns, depth, dtype=dtype, scale=depth**-0.5)
+    packed = Packed(weight)
+    for rows in (1, 2, 3, 4, 5, 11, 12, 13, 64, 150):
+        x = drawn(rows, depth, dtype=dtype, seed=rows)
+        expected = x.double() @ weight.double().T
+        eps = torch.finfo(dtype).eps
+        chain = 2**-24 * depth**0.5 * 8  # of one addition after the other, each rounded: a walk at random, with room
+        torch.testing.assert_close(packed(x).double(), expected, rtol=eps, atol=chain)
+        assert torch.equal(packed(x, wide=True), packed(x).float())
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("columns", "depth"), [(256, 768), (130, 4100)])
+def test_a_row_has_the_same_bits_in_any_product(columns: int, depth: int, dtype: torch.dtype) -> None:
+    packed, x = Packed(drawn(columns, depth, dtype=dtype)), drawn(300, depth, dtype=dtype, seed=1)
+    whole = packed(x)
+    for begin, end in ((0, 1), (299, 300), (5, 7), (10, 13), (20, 31), (100, 112), (40, 104), (1, 290)):
+        assert torch.equal(packed(x[begin:end]), whole[begin:end]), f"rows {begin} to {end}"
+
+
+def test_a_product_with_what_does_not_fit_is_refused() -> None:
+    packed = Packed(drawn(32, 64, dtype=torch.bfloat16))
+    for x in (torch.zeros(1, 32, dtype=torch.bfloat16), torch.zeros(1, 64)):
+        with pytest.raises(ValueError, match="the weight takes"):
+            packed(x)
+
+
+def test_infinities_and_nan_stay_in_their_rows() -> None:
+    weight, x = drawn(64, 64, dtype=torch.bfloat16), drawn(6, 64, dtype=torch.bfloat16, seed=1)
+    clean = Packed(weight)(x)
+    x[1, 3], x[4, 5] = float("nan"), float("inf")
+    found = Packed(weight)(x)
+    assert found[1].isnan().all()
+    assert not found[4].isfinite().any()
+    assert torch.equal(found[[0, 2, 3, 5]], clean[[0, 2, 3, 5]])
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [256, 768, 100])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_norms_are_torch_s(dtype: torch.dtype, hidden: int, with_residual: bool) -> None:
+    x, weight = drawn(70, hidden, dtype=dtype), drawn(hidden, dtype=dtype, seed=1)
+    residual = drawn(70, hidden, dtype=dtype, seed=2) if with_residual else None
+    normed, summed = native.rms_norm(x, weight, 1e-5, None if residual is None else residual.clone())
+    expected, expected_sum = fused.rms_norm(x, weight, 1e-5, residual)
+    assert torch.equal(summed, expected_sum)
+    torch.testing.assert_close(normed, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("inner", [64, 688, 90])
+def test_gates_are_torch_s(dtype: torch.dtype, inner: int) -> None:
+    gate_up = drawn(50, 2 * inner, dtype=dtype, scale=4)
+    gate_up[0, :4] = torch.tensor([0.0, -0.0, 300.0, -300.0])
+    expected = fused.silu_and_mul(gate_up)
+    torch.testing.assert_close(native.silu_and_mul(gate_up), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_exponentials_reach_into_every_corner() -> None:
+    x = torch.cat([torch.linspace(-200, 200, 4001), torch.tensor([float("inf"), -float("inf"), float("nan")])])
+    gate_up = torch.cat([x, torch.ones_like(x)])[None]
+    expected = fused.silu_and_mul(gate_up.double()).float()
+    expected[expected.abs() < 1e-35] = 0  # where e^-x is beyond float32
+    expected[0, 4002] = float("nan")  # -inf * 0, as in torch
+    found = native.silu_and_mul(gate_up)
+    torch.testing.assert_close(found, expected, rtol=5e-6, atol=1e-34, equal_nan=True)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 4, 64), (8, 2, 128), (3, 1, 96)])
+def test_rotations_and_cache_are_torch_s_bit_by_bit(
+    dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
+) -> None:
+    qkv = drawn(40, heads + 2 * kv_heads, head_dim, dtype=dtype)
+    turn = torch.rand(40, 1, 1, head_dim // 2, generator=torch.Generator().manual_seed(1)) * 6
+    angles = torch.cat([turn.cos(), turn.sin()], 1)
+    slots = torch.randperm(64, generator=torch.Generator().manual_seed(2))[:37]
+    slots[3] = -1
+    queries, caches = [], []
+    for functions in (fused.NATIVE, fused.TORCH):
+        cache = new_cache(4, 16, kv_heads, head_dim, dtype=dtype, device=CPU, implementation="native")
+        for part in cache.tensors():
+            part.fill_(7)
+        queries.append(functions.rope_and_cache(qkv, angles, cache, slots, heads, kv_heads))
+        caches.append(cache)
+    assert torch.equal(*queries)
+    for left, right in zip(caches[0].tensors(), caches[1].tensors(), strict=True):
+        assert torch.equal(left, right)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=20, max_size=60), st.integers(2, 6))
+def test_jobs_of_any_size_in_any_order_lose_no_task(rows: list[int], threads: int) -> None:
+    """Each job has to see what the one before wrote: a task done twice, late or never would show."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        identity = Packed(torch.eye(256))
+        x = torch.arange(40 * 256).float().view(40, 256)
+        for count in rows:
+            y = identity(x[:count])
+            assert torch.equal(y, x[:count])
+            x[:count] = identity(y) + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "expected"),
+    [
+        ("GenuineIntel", AVX512 | {"avx512_bf16"}, "avx512"),
+        ("AuthenticAMD", AVX512 | {"avx512_bf16"}, "avx512pairs"),
+        ("AuthenticAMD", AVX512, "avx512"),
+        ("GenuineIntel", {"avx2", "fma", "avx512f"}, "avx2"),
+        ("", {"asimd"}, "base"),
+        ("GenuineIntel", {"sse4_2"}, None),
+    ],
+)
+def test_a_processor_gets_the_fastest_variant_that_it_runs(
+    vendor: str, flags: set[str], expected: str | None, library: str
+) -> None:
+    assert variant_of(Processor(vendor, frozenset(flags))) == expected
+
+
+def test_without_its_file_the_library_is_missing_and_says_why(
+    library: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(native, "_file", lambda name: tmp_path / name)
+    native.missing.cache_clear()
+    assert "not compiled" in (native.missing() or "")
+    (tmp_path / library).write_bytes(b"no library")
+    native.missing.cache_clear()
+    assert "cannot be loaded" in (native.missing() or "")
+
+
+def test_without_a_compiler_the_recipe_says_so_in_one_line(library: str, tmp_path: Path) -> None:
+    program = Path(build.__file__)
+    for compiler in ("no-such-compiler", "false"):
+        done = subprocess.run(
+            [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, env={"CXX": compiler}
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("leokernels.native was not built: ")
+    assert not list(tmp_path.iterdir())
