@@ -45,7 +45,7 @@ from leoserve.model.sampler import Sampler
 from leoserve.model.step import Step
 
 SEQUENCES = (1, 16, 64, 256)
-ROUNDS, STEPS = 15, 40
+ROUNDS, STEPS = 7, 30
 PROMPT, LONGEST, BLOCK = 32, 2048, 16
 HIDDEN = 8
 KINDS: dict[str, dict[str, Any]] = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 0.8, "top_p": 0.95}}
@@ -184,7 +184,9 @@ def report(line: Line, vocab: int) -> dict[str, Any]:
     for kind in KINDS:
         costs: dict[str, dict[int, float]] = defaultdict(dict)
         for sequences in SEQUENCES:
-            spent = measure(line, sequences, vocab, kind, parts=False) | measure(line, sequences, vocab, kind, parts=True)
+            spent = measure(line, sequences, vocab, kind, parts=False) | measure(
+                line, sequences, vocab, kind, parts=True
+            )
             for part, value in spent.items():
                 costs[part][sequences] = round(value, 1)
             print(f"{kind:8} {sequences:4}  " + "  ".join(f"{part} {value:.0f}" for part, value in spent.items()))

@@ -231,6 +231,14 @@ class Settings(BaseSettings):
         unset="by device",
         ge=1,
     )
+    prefill_stretch: float | None = option(
+        None,
+        "Engine",
+        "How many times as long a step may take with a part of a long prompt as without, while answers are being "
+        "generated. Lower it for smoother streams while long prompts arrive, raise it for faster long prompts.",
+        unset="2.5 on a CPU, no bound on a GPU",
+        ge=1,
+    )
     kv_dtype: Literal["auto", "int8", "fp8"] = option(
         "auto",
         "Engine",

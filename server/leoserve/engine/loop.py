@@ -61,11 +61,13 @@ class EngineLoop:
         send: Callable[[StepOutputs | Refused], None],
         *,
         ahead: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`ahead`: how many steps may be in flight when the next is planned."""
+        """`ahead`: how many steps may be in flight when the next is planned. `clock`: seconds, to measure steps."""
         self.scheduler = scheduler
         self.runner = runner
         self.ahead = ahead
+        self._clock = clock
         self._send = send
         self._launched: deque[tuple[Step, LaunchedStep, float]] = deque()
         self._inbox: deque[ToLoop] = deque()
@@ -102,7 +104,7 @@ class EngineLoop:
         """Plan and launch the next step, then hand out the oldest one's results. False when there was nothing to do."""
         step = self.scheduler.plan()
         if step is not None:
-            begin = time.monotonic()
+            begin = self._clock()
             self._launched.append((step, self._launch(step), begin))
         if step is None or len(self._launched) > self.ahead:
             return self._finish_oldest()
@@ -113,7 +115,7 @@ class EngineLoop:
         if not self._launched:
             return False
         step, launched, begin = self._launched.popleft()
-        outputs = self.scheduler.complete(step, launched.results(), time.monotonic() - begin)
+        outputs = self.scheduler.complete(step, launched.results(), self._clock() - begin)
         self._send(StepOutputs(outputs, self.scheduler.snapshot()))
         return True
 

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from leoserve.engine.admission import Admission
 from leoserve.engine.cache import BlockPool
+from leoserve.engine.pacing import Pace
 from leoserve.engine.request import EngineStats, FinishReason, Request, TokenLogprobs, TokenOutput
 from leoserve.engine.sequence import NO_SLOT, Sequence, Status
 from leoserve.model.step import Admitted, Row, RowResult, Step
@@ -36,10 +37,15 @@ from leoserve.model.step import Admitted, Row, RowResult, Step
 if TYPE_CHECKING:
     from leoserve.model.grammar import CompiledGrammar
 
+NO_BLOCKS: tuple[int, ...] = ()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerLimits:
-    """Bounds of one step and of one sequence. `max_tokens_per_step` is at least `max_sequences`."""
+    """Bounds of one step and of one sequence. `max_tokens_per_step` is at least `max_sequences`.
+
+    `prefill_stretch`: with a part of a long prompt a step takes at most so many times as long, while others generate.
+    """
 
     max_sequences: int
     max_tokens_per_step: int
@@ -47,6 +53,7 @@ class SchedulerLimits:
     block_size: int
     prefix_caching: bool = True
     deterministic: bool = False
+    prefill_stretch: float | None = None
 
 
 class Scheduler:
@@ -67,6 +74,7 @@ class Scheduler:
         self.admission = admission
         self.stats = EngineStats(blocks_total=pool.num_blocks)
         self._clock = clock
+        self._pace = None if limits.prefill_stretch is None else Pace(limits.prefill_stretch)
         self._serial = count()
         self._free_slots = list(range(limits.max_sequences))  # a heap: low slots first keep batches dense
         self.waiting: list[Sequence] = []  # both in `Sequence.order`
@@ -79,8 +87,9 @@ class Scheduler:
         """Queue all choices of an admitted request. `grammar`: its grammar, if it has one."""
         if request.request_id in self._choices:
             raise ValueError(f"request id {request.request_id!r} is in use")
+        limit = min(len(request.prompt) + request.params.max_tokens, self.limits.max_model_len)
         sequences = [
-            Sequence(request, index, next(self._serial), list(request.prompt), grammar=grammar)
+            Sequence(request, index, next(self._serial), list(request.prompt), limit, grammar=grammar)
             for index in range(request.params.n)
         ]
         self._choices[request.request_id] = sequences
@@ -108,43 +117,61 @@ class Scheduler:
         A step's results must come back through `complete`, in the order of planning.
         """
         wanted = self._wanted()
-        if self._in_flight and sum(self._missing_blocks(*each) for each in wanted) > self.pool.num_free:
+        if self._in_flight and self._lacks_blocks(wanted):
             return None  # somebody must give blocks back, and those that are being written are not to be had
         step = Step()
         planned: list[tuple[Row, Sequence]] = []
         preemptions = self.stats.preemptions
-        budget = self.limits.max_tokens_per_step
+        size = self.limits.block_size
         for sequence, tokens in wanted:
-            if sequence.status is Status.RUNNING and self._reserve(sequence, tokens):
+            if sequence.num_computed + tokens <= len(sequence.blocks) * size or self._reserve(sequence, tokens):
                 planned.append((self._row(sequence, tokens), sequence))
-                budget -= tokens
-        if self.stats.preemptions == preemptions:  # else what was just preempted would come and go
-            self._admit_waiting(step, planned, budget)
+        if self.waiting and self.stats.preemptions == preemptions:  # else what was just preempted would come and go
+            self._admit_waiting(step, planned)
         if not planned:
             return None
         planned.sort(key=lambda pair: not pair[0].decodes)
-        step.rows = [row for row, _ in planned]
         for row, sequence in planned:
+            step.rows.append(row)
             sequence.num_computed += row.count
-            sequence.num_pending += row.samples
-            sequence.has_sampled |= row.samples
             sequence.in_flight += 1
+            if row.samples:
+                sequence.num_pending += 1
+                sequence.has_sampled = True
         self._in_flight.append((step, [sequence for _, sequence in planned]))
         return step
 
     def _wanted(self) -> list[tuple[Sequence, int]]:
         """The running sequences that can go on, and how many tokens of each the budget allows."""
-        able = [sequence for sequence in self.running if sequence.num_uncomputed and not self._must_wait(sequence)]
-        decoding = sum(self._longest_row(sequence) == 1 for sequence in able)
-        prefill_budget = self.limits.max_tokens_per_step - decoding  # a long prompt never starves those who generate
+        able = []
+        decoding = 0
+        for sequence in self.running:
+            longest = len(sequence.tokens) + sequence.num_pending - sequence.num_computed
+            if longest and not (sequence.num_pending and self._must_wait(sequence)):
+                if longest > 1:
+                    longest = self._longest_row(sequence)
+                able.append((sequence, longest))
+                decoding += longest == 1
+        return able if decoding == len(able) else self._within_budget(able, decoding)
+
+    def _within_budget(self, able: list[tuple[Sequence, int]], decoding: int) -> list[tuple[Sequence, int]]:
+        """How many of the tokens that each could compute fit in the step, `decoding` of them having one."""
+        budget = self.limits.max_tokens_per_step - decoding  # a long prompt never starves those who generate
+        paced = self._paced_tokens(beside=decoding)
         wanted = []
-        for sequence in able:
-            longest = self._longest_row(sequence)
-            tokens = 1 if longest == 1 else min(longest, prefill_budget)
+        for sequence, longest in able:
+            tokens = longest
+            if longest > 1:
+                tokens = min(longest, budget, paced) if sequence.paced else min(longest, budget)
+                budget -= tokens
+                paced -= tokens if sequence.paced else 0
             if tokens:
                 wanted.append((sequence, tokens))
-                prefill_budget -= 0 if longest == 1 else tokens
         return wanted
+
+    def _paced_tokens(self, *, beside: int) -> int:
+        """How many tokens of prompts that take several steps the next one may compute, beside rows that decode."""
+        return self._pace.tokens() if self._pace is not None and beside else self.limits.max_tokens_per_step
 
     def _longest_row(self, sequence: Sequence) -> int:
         """How many of a sequence's tokens can be computed in one row."""
@@ -158,10 +185,8 @@ class Scheduler:
         if not sequence.num_pending:
             return False
         params = sequence.request.params
-        generated = sequence.length - sequence.num_prompt
         return (
-            generated >= params.max_tokens
-            or sequence.length >= self.limits.max_model_len
+            sequence.length >= sequence.limit
             or params.grammar is not None
             or any(len(word) > 1 for word in params.bad_words)
         )
@@ -175,14 +200,18 @@ class Scheduler:
             raise ValueError("steps are completed in the order in which they were planned")
         _, sequences = self._in_flight.popleft()
         outputs = []
+        running = Status.RUNNING
         for row, result, sequence in zip(step.rows, results, sequences, strict=True):
             sequence.in_flight -= 1
-            sequence.num_pending -= row.samples
-            if sequence.status is Status.RUNNING:
+            if row.samples:
+                sequence.num_pending -= 1
+            if sequence.status is running:
                 output = self._advance(sequence, row, result)
                 if output is not None:
                     outputs.append(output)
         self._let_go()
+        if self._pace is not None:
+            self._pace.note(step, seconds)
         self.stats.steps += 1
         self.stats.step_tokens, self.stats.step_seconds = step.num_tokens, seconds
         return outputs
@@ -208,6 +237,12 @@ class Scheduler:
         if known != len(self.waiting) + len(self.running):
             raise RuntimeError("a sequence is in no queue, or in two")
 
+    def _lacks_blocks(self, wanted: list[tuple[Sequence, int]]) -> bool:
+        """Whether there are too few free blocks for these tokens."""
+        most = len(wanted) + self._blocks_for(self.limits.max_tokens_per_step)  # a row begins one more than it fills
+        free = self.pool.num_free
+        return most > free and sum(self._missing_blocks(*each) for each in wanted) > free
+
     def _missing_blocks(self, sequence: Sequence, tokens: int) -> int:
         """How many blocks a running sequence lacks to compute its next `tokens`."""
         return max(0, self._blocks_for(sequence.num_computed + tokens) - len(sequence.blocks))
@@ -215,8 +250,10 @@ class Scheduler:
     def _reserve(self, sequence: Sequence, tokens: int) -> bool:
         """Blocks for a running sequence's next `tokens`, taken from younger ones if need be.
 
-        False when the sequence itself was the youngest and had to go.
+        False when the sequence itself was the youngest and had to go, or has gone already.
         """
+        if sequence.status is not Status.RUNNING:
+            return False
         missing = self._missing_blocks(sequence, tokens)
         while missing > self.pool.num_free:
             victim = self.running[-1]
@@ -240,18 +277,25 @@ class Scheduler:
         insort(self.waiting, sequence, key=_order)
         self.stats.preemptions += 1
 
-    def _admit_waiting(self, step: Step, planned: list[tuple[Row, Sequence]], budget: int) -> None:
+    def _admit_waiting(self, step: Step, planned: list[tuple[Row, Sequence]]) -> None:
         """Start waiting sequences, the first in order first; none overtakes one that only lacks blocks."""
-        preferred = list(self.waiting)
-        for sequence in preferred:
+        budget = self.limits.max_tokens_per_step - sum(row.count for row, _ in planned)
+        paced = self._paced_tokens(beside=sum(row.decodes for row, _ in planned))
+        paced -= sum(row.count for row, sequence in planned if sequence.paced and not row.decodes)
+        for sequence in list(self.waiting):
             if budget <= 0 or not self._free_slots:
                 return
+            if paced <= 0 and len(sequence.tokens) > self.limits.max_tokens_per_step:
+                continue  # another long prompt takes what there is for them
             donor = self._donor(sequence)
             if donor is not None and donor.num_computed < donor.num_prompt:
                 continue  # its sibling is still computing the prompt that both share
             if not self._start(sequence, donor, step):
                 return
             tokens = min(self._longest_row(sequence), budget)
+            if sequence.paced:
+                tokens = min(tokens, paced)
+                paced -= tokens
             budget -= tokens
             planned.append((self._row(sequence, tokens, admitted=True), sequence))
 
@@ -309,6 +353,7 @@ class Scheduler:
         sequence.has_sampled = False
         sequence.num_uploaded = 0
         sequence.num_indexed = sequence.num_computed // self.limits.block_size
+        sequence.paced = len(sequence.tokens) - sequence.num_computed > self.limits.max_tokens_per_step
         self.stats.prefix_queries += len(sequence.tokens)
         self.stats.prefix_hits += sequence.num_computed
         if sequence.scheduled_at is None:
@@ -319,38 +364,39 @@ class Scheduler:
 
     def _row(self, sequence: Sequence, tokens: int, *, admitted: bool = False) -> Row:
         start, end = sequence.num_computed, sequence.num_computed + tokens
-        params = sequence.request.params
+        known = sequence.num_uploaded
         row = Row(
-            slot=sequence.slot,
-            start=start,
-            tokens=None if sequence.has_sampled else sequence.tokens[start:end],
-            first_new_block=sequence.num_uploaded,
-            new_blocks=sequence.blocks[sequence.num_uploaded :],
-            samples=end == sequence.length and params.max_tokens > 0,
+            sequence.slot,
+            start,
+            None if sequence.has_sampled else sequence.tokens[start:end],
+            known,
+            sequence.blocks[known:] if len(sequence.blocks) > known else NO_BLOCKS,
+            samples=end == sequence.length and sequence.request.params.max_tokens > 0,
             decodes=start >= sequence.num_prompt if self.limits.deterministic else tokens == 1,
         )
-        sequence.num_uploaded = len(sequence.blocks)
+        if start < sequence.num_prompt:
+            self._add_prompt(row, sequence, end)
         if admitted:
-            row.admitted = Admitted(
-                params,
-                sequence.index,
-                sequence.request.prompt,
-                sequence.tokens[sequence.num_prompt :],
-                sequence.grammar,
-            )
-        scores = params.prompt_logprobs is not None and sequence.index == 0 and sequence.num_generated == 0
-        if scores and start < sequence.num_prompt:
-            row.targets = sequence.request.prompt[start + 1 : end + 1]
+            request, generated = sequence.request, sequence.tokens[sequence.num_prompt :]
+            row.admitted = Admitted(request.params, sequence.index, request.prompt, generated, sequence.grammar)
+        sequence.num_uploaded = len(sequence.blocks)
         return row
+
+    def _add_prompt(self, row: Row, sequence: Sequence, end: int) -> None:
+        """To a row with prompt tokens: whose log-probabilities are wanted."""
+        params = sequence.request.params
+        if params.prompt_logprobs is not None and sequence.index == 0 and sequence.num_generated == 0:
+            row.targets = sequence.request.prompt[row.start + 1 : end + 1]
 
     def _advance(self, sequence: Sequence, row: Row, result: RowResult) -> TokenOutput | None:
         """The row's tokens are computed, and its sampled token is the sequence's next."""
         end = row.start + row.count
-        self.stats.prompt_tokens += max(0, min(end, sequence.num_prompt) - row.start)
+        if row.start < sequence.num_prompt:
+            self.stats.prompt_tokens += min(end, sequence.num_prompt) - row.start
         if result.error is not None:
             self._end(sequence)
             return self._output(sequence, row, [], None, "error", failed=result)
-        if self.limits.prefix_caching:
+        if self.limits.prefix_caching and (end % self.limits.block_size == 0 or row.count > 1):
             self._index_full_blocks(sequence, end)
         if result.prompt_logprobs is not None:
             sequence.prompt_logprobs += result.prompt_logprobs
@@ -359,14 +405,15 @@ class Scheduler:
                 return None
             self._end(sequence)  # a prompt that was only to be scored
             return self._output(sequence, row, [], None, "length")
-        if result.token is None:
+        token = result.token
+        if token is None:
             raise ValueError("a row that samples came back without a token")
-        sequence.tokens.append(result.token)
+        sequence.tokens.append(token)
         self.stats.generation_tokens += 1
-        reason = "stop" if result.complete else self._finish_reason(sequence, result.token)
+        reason = "stop" if result.complete else self._finish_reason(sequence, token)
         if reason is not None:
             self._end(sequence)
-        return self._output(sequence, row, [result.token], result.logprobs, reason)
+        return self._output(sequence, row, [token], result.logprobs, reason)
 
     def _output(
         self,
@@ -378,29 +425,29 @@ class Scheduler:
         *,
         failed: RowResult | None = None,
     ) -> TokenOutput:
-        stops = sequence.request.params.stop_token_ids  # a grammar ends an answer without one
-        prompt_logprobs: list[TokenLogprobs | None] | None = None
-        if row.targets is not None and failed is None:
-            prompt_logprobs = [None, *sequence.prompt_logprobs]  # nothing precedes the first token
-        return TokenOutput(
-            sequence.request.request_id,
+        request = sequence.request
+        output = TokenOutput(
+            request.request_id,
             sequence.index,
             tokens,
-            logprobs=None if logprobs is None else [logprobs],
-            finish_reason=reason,
-            stop_token=next((token for token in tokens if token in stops), None) if reason == "stop" else None,
-            num_cached_tokens=min(sequence.num_cached, sequence.num_prompt),
+            None if logprobs is None else [logprobs],
+            reason,
+            num_cached_tokens=sequence.num_cached,
             scheduled_at=sequence.scheduled_at or 0.0,
-            error=failed.error if failed else None,
-            error_kind=failed.error_kind if failed else "internal",
-            prompt_logprobs=prompt_logprobs,
         )
+        if reason == "stop":  # a grammar ends an answer without one
+            output.stop_token = next((token for token in tokens if token in request.params.stop_token_ids), None)
+        if failed is not None:
+            output.error, output.error_kind = failed.error, failed.error_kind
+        elif row.targets is not None:
+            output.prompt_logprobs = [None, *sequence.prompt_logprobs]  # nothing precedes the first token
+        return output
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
         params = sequence.request.params
         if token in params.stop_token_ids and sequence.num_generated > params.min_tokens:
             return "stop"
-        if sequence.num_generated >= params.max_tokens or len(sequence.tokens) >= self.limits.max_model_len:
+        if len(sequence.tokens) >= sequence.limit:
             return "length"
         return None
 

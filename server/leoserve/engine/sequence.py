@@ -36,6 +36,8 @@ class Sequence:
     index: int
     serial: int  # breaks ties of arrival
     tokens: list[int]
+    limit: int  # of `tokens`: it ends there in any case
+    num_prompt: int = field(init=False)
     status: Status = Status.WAITING
     num_computed: int = 0
     num_pending: int = 0
@@ -45,19 +47,19 @@ class Sequence:
     slot: int = NO_SLOT
     num_uploaded: int = 0  # leading blocks that the runner knows of
     num_indexed: int = 0  # leading full blocks that were offered to the prefix index
+    paced: bool = False  # the prompt takes several steps: see pacing.py
     num_cached: int = 0  # prompt tokens that needed no computing when the sequence first ran
     scheduled_at: float | None = None  # when it first got a place in a step
     grammar: CompiledGrammar | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # collected until the prompt is computed
     _hashes: list[BlockHash] = field(default_factory=list)
 
-    @property
-    def num_prompt(self) -> int:
-        return len(self.request.prompt)
+    def __post_init__(self) -> None:
+        self.num_prompt = len(self.request.prompt)
 
     @property
     def num_generated(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
+        return len(self.tokens) - self.num_prompt
 
     @property
     def length(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +26,7 @@ class BlockTables:
         """Put a row's new blocks into its slot's table. Doing so again changes nothing."""
         self._tables[row.slot, row.first_new_block : row.first_new_block + len(row.new_blocks)] = row.new_blocks
 
-    def of(self, slots: list[int], longest: int) -> Int32:
+    def of(self, slots: Int64, longest: int) -> Int32:
         """[len(slots), blocks for `longest` positions]: the tables of these slots."""
         return self._tables[slots, : -(-longest // self.block_size)]
 
@@ -47,32 +46,35 @@ def build_batch(step: Step, tables: BlockTables, last_token: Int64, device: torc
     `last_token` [slots] is what was sampled last in each slot.
     """
     rows = step.rows
-    counts = np.fromiter((row.count for row in rows), dtype=np.int64, count=len(rows))
-    starts = np.fromiter((row.start for row in rows), dtype=np.int64, count=len(rows))
+    counts = np.array([1 if row.tokens is None else len(row.tokens) for row in rows], dtype=np.int64)
+    starts = np.array([row.start for row in rows], dtype=np.int64)
+    slots = np.array([row.slot for row in rows], dtype=np.int64)
+    contexts = starts + counts
+    context_lens = contexts.tolist()
+    longest = max(context_lens)
+    table = tables.of(slots, longest)
     query_start: Int64 = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(counts, out=query_start[1:])
-    total = int(query_start[-1])
-    row_of_token = np.repeat(np.arange(len(rows)), counts)
-    positions: Int64 = np.arange(total) - query_start[row_of_token] + starts[row_of_token]
-    tokens = np.fromiter((token for row in rows for token in tokens_of(row, last_token)), dtype=np.int64, count=total)
-    contexts = starts + counts
-    table = tables.of([row.slot for row in rows], int(contexts.max()))
+    row_of_token: Int64 = np.arange(len(rows))
+    positions, tokens = starts, last_token[slots]
+    if query_start[-1] > len(rows):
+        row_of_token = np.repeat(row_of_token, counts)
+        positions = np.arange(query_start[-1]) - (query_start[:-1] - starts)[row_of_token]
+        tokens = tokens[row_of_token]
+    for row, begin in zip(rows, query_start.tolist(), strict=False):
+        if row.tokens is not None:
+            tokens[begin : begin + len(row.tokens)] = row.tokens
     block, offset = np.divmod(positions, tables.block_size)
-    slot_mapping = table[row_of_token, block].astype(np.int64) * tables.block_size + offset
+    slot_mapping = table[row_of_token, block] * np.int64(tables.block_size) + offset
     metadata = AttentionMetadata(
-        num_decode=sum(row.decodes for row in rows),
+        num_decode=sum([row.decodes for row in rows]),
         query_start=torch.from_numpy(query_start.astype(np.int32)).to(device),
         context_len=torch.from_numpy(contexts.astype(np.int32)).to(device),
         block_table=torch.from_numpy(table).to(device),
         slot_mapping=torch.from_numpy(slot_mapping).to(device),
         query_lens=counts.tolist(),
-        context_lens=contexts.tolist(),
+        context_lens=context_lens,
         max_query=int(counts.max()),
-        max_context=int(contexts.max()),
+        max_context=longest,
     )
     return Batch(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), metadata)
-
-
-def tokens_of(row: Row, last_token: Int64) -> Sequence[int]:
-    """The tokens that a row computes."""
-    return [int(last_token[row.slot])] if row.tokens is None else row.tokens

@@ -6,14 +6,13 @@ The runner of a device that computes while the host waits: a step's results are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import numpy as np
 import torch
 
-from leoserve.model.batch import BlockTables, build_batch
+from leoserve.model.batch import Batch, BlockTables, build_batch
 from leoserve.model.llama import Llama
-from leoserve.model.sampler import NOT_FINITE, Sampler
+from leoserve.model.sampler import Sampler
 from leoserve.model.step import Computed, Row, RowResult, Step, TokenLogprobs
 
 LOGITS_PER_PASS = 64  # rows of logits that a scored prompt holds at a time
@@ -46,9 +45,12 @@ class Runner:
         self._prepare_slots(step)
         batch = build_batch(step, self.tables, self._last_token, self.device)
         hidden = self.model.forward(batch.tokens, batch.positions, self.key_value, batch.metadata)
-        results = [RowResult() for _ in step.rows]
-        self._score_prompts(step, hidden, results)
-        self._sample(step, hidden, results)
+        scored = self._score_prompts(step, hidden)
+        results = self._sample(
+            step, batch, hidden
+        )  # last: a sampler that was done cannot be tried again
+        for number, logprobs in scored:
+            results[number].prompt_logprobs = logprobs
         return Computed(results)
 
     def _prepare_slots(self, step: Step) -> None:
@@ -65,32 +67,37 @@ class Runner:
                 self.sampler.set_slot(row.slot, new.params, new.index, new.prompt, new.generated, new.grammar)
         self.sampler.begin([row.slot for row in step.rows if row.samples])
 
-    def _sample(self, step: Step, hidden: torch.Tensor, results: list[RowResult]) -> None:
-        """The next token of every row that wants one, from the logits of its last token."""
+    def _sample(self, step: Step, batch: Batch, hidden: torch.Tensor) -> list[RowResult]:
+        """Row by row the next token, where one is wanted, from the logits of the row's last token."""
         wanted = [number for number, row in enumerate(step.rows) if row.samples]
         if not wanted:
-            return
-        ends = list(accumulate(row.count for row in step.rows))
-        last = torch.tensor([ends[number] - 1 for number in wanted], device=self.device)
-        logits = self.model.logits(hidden[last])
-        rows = [step.rows[number] for number in wanted]
-        positions = [row.start + row.count for row in rows]
-        sampled = self.sampler.sample(logits, [row.slot for row in rows], positions)
-        for place, number in enumerate(wanted):
-            self._last_token[step.rows[number].slot] = sampled.token_ids[place]
-            results[number].token = sampled.token_ids[place]
-            results[number].logprobs = sampled.logprobs[place]
-            results[number].error = sampled.failed[place]
-            results[number].error_kind = "internal" if sampled.failed[place] == NOT_FINITE else "invalid"
-            results[number].complete = place in sampled.complete
+            return [RowResult() for _ in step.rows]
+        if len(wanted) < len(batch.tokens):
+            ends = batch.metadata.query_start[1:].long() - 1
+            hidden = hidden[ends[wanted]]
+        slots = [step.rows[number].slot for number in wanted]
+        positions = [batch.metadata.context_lens[number] for number in wanted]
+        sampled = self.sampler.sample(self.model.logits(hidden), slots, positions)
+        self._last_token[slots] = sampled.token_ids
+        found = sampled.results()
+        if len(wanted) == len(step.rows):
+            return found
+        results = [RowResult() for _ in step.rows]
+        for number, result in zip(wanted, found, strict=True):
+            results[number] = result
+        return results
 
-    def _score_prompts(self, step: Step, hidden: torch.Tensor, results: list[RowResult]) -> None:
+    def _score_prompts(self, step: Step, hidden: torch.Tensor) -> list[tuple[int, list[TokenLogprobs]]]:
         """Log-probabilities of prompt tokens, for the rows that want them."""
+        if all(row.targets is None for row in step.rows):
+            return []
+        scored = []
         start = 0
-        for row, result in zip(step.rows, results, strict=True):
+        for number, row in enumerate(step.rows):
             if row.targets is not None:
-                result.prompt_logprobs = self._score(row, hidden[start:], row.targets)
+                scored.append((number, self._score(row, hidden[start:], row.targets)))
             start += row.count
+        return scored
 
     def _score(self, row: Row, hidden: torch.Tensor, targets: Sequence[int]) -> list[TokenLogprobs]:
         scored: list[TokenLogprobs] = []

@@ -16,7 +16,7 @@ Every row's token is a function of its logits, its parameters and its history, b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ from leoserve.model.edits import Edits, Ids, apply_edits, apply_masks
 from leoserve.model.grammar import CompiledGrammar, Masks
 from leoserve.model.logprobs import RawRows
 from leoserve.model.noise import Words, uniforms
-from leoserve.model.step import SamplingParams, TokenLogprobs
+from leoserve.model.step import RowResult, SamplingParams, TokenLogprobs
 from leoserve.model.truncation import Truncation, argmax, draw
 
 # Below this a temperature is greedy, as in vLLM: the division would leave float32's range.
@@ -56,6 +56,21 @@ class Sampled:
     failed: list[str | None]
     complete: set[int] = field(default_factory=set)  # rows whose grammar allows nothing after this token
 
+    def results(self) -> list[RowResult]:
+        """Row by row what the scheduler is told."""
+        if not self.complete and not any(self.logprobs) and not any(self.failed):
+            return [RowResult(token) for token in self.token_ids]
+        return [
+            RowResult(
+                token,
+                logprobs=logprobs,
+                error=why,
+                error_kind="internal" if why == NOT_FINITE else "invalid",
+                complete=row in self.complete,
+            )
+            for row, (token, logprobs, why) in enumerate(zip(self.token_ids, self.logprobs, self.failed, strict=True))
+        ]
+
 
 class Sampler:
     """Chooses tokens. Its state is per slot: parameters, and what bans and penalties need of the sequence so far."""
@@ -71,7 +86,7 @@ class Sampler:
             alive[start:stop] = True
         if not alive.any():
             raise ValueError(f"token_ranges {token_ranges} name no id below {vocab_size}")
-        self._dead = (~alive).nonzero().squeeze(1).to(self.device)
+        self._dead = Dead(~alive, self.device)
         self._any_id = int(alive.nonzero()[0])
         self._kind = np.zeros(max_slots, dtype=np.int64)
         self._temperature = np.ones(max_slots, dtype=np.float32)
@@ -80,9 +95,10 @@ class Sampler:
         self._min_p = np.zeros(max_slots, dtype=np.float64)
         self._seed = np.zeros(max_slots, dtype=np.uint64)
         self._choice = np.zeros(max_slots, dtype=np.uint64)
-        self._logprobs: list[int | None] = [None] * max_slots
+        self._drawing: set[int] = set()  # slots that are not greedy
+        self._logprobs: dict[int, int] = {}  # by slot, and so are the edits: most slots have neither
         self._prompt_logprobs = [0] * max_slots
-        self._edits: list[Edits | None] = [None] * max_slots
+        self._edits: dict[int, Edits] = {}
         self._masks = Masks(max_slots, vocab_size)
 
     def set_slot(
@@ -98,17 +114,25 @@ class Sampler:
 
         `output` are the tokens it has generated so far. What the slot held before is forgotten.
         """
-        self._kind[slot] = self._kind_of(params)
+        kind = self._kind[slot] = self._kind_of(params)
+        self._drawing.discard(slot)
+        if kind != GREEDY:
+            self._drawing.add(slot)
         self._temperature[slot] = params.temperature
         self._top_k[slot] = params.top_k if 0 < params.top_k < self.vocab else self.vocab
         self._top_p[slot] = params.top_p
         self._min_p[slot] = params.min_p
         self._seed[slot] = params.seed
         self._choice[slot] = index
-        self._logprobs[slot] = params.logprobs
+        self._logprobs.pop(slot, None)
+        if params.logprobs is not None:
+            self._logprobs[slot] = params.logprobs
         self._prompt_logprobs[slot] = params.prompt_logprobs or 0
         matcher = grammar.start(output) if grammar is not None else None
-        self._edits[slot] = Edits.of(params, prompt, output, self.vocab, matcher)
+        self._edits.pop(slot, None)
+        edits = Edits.of(params, prompt, output, self.vocab, matcher)
+        if edits is not None:
+            self._edits[slot] = edits
 
     def _kind_of(self, params: SamplingParams) -> int:
         if params.temperature < GREEDY_BELOW or params.top_k == 1 or params.top_p <= 0:
@@ -118,7 +142,7 @@ class Sampler:
 
     def begin(self, slots: Sequence[int]) -> None:
         """`sample` will follow for these slots: what their grammars allow can be found out meanwhile."""
-        held = [(slot, edit.grammar) for slot in slots if (edit := self._edits[slot]) is not None]
+        held = [(slot, self._edits[slot].grammar) for slot in _those_in(self._edits, slots)]
         self._masks.begin([(slot, matcher) for slot, matcher in held if matcher is not None])
 
     def sample(self, logits: Tensor, slots: list[int], positions: list[int]) -> Sampled:
@@ -130,28 +154,34 @@ class Sampler:
         if not slots:
             return Sampled([], [], [])
         logits = self._over_tokens(logits)
-        asked = [row for row, slot in enumerate(slots) if self._logprobs[slot] is not None]
+        asked = _rows_in(self._logprobs, slots)
         raw = RawRows(logits[asked]) if asked else None
-        edits = [(row, edit) for row, slot in enumerate(slots) if (edit := self._edits[slot]) is not None]
+        edits = [(row, self._edits[slots[row]]) for row in _rows_in(self._edits, slots)]
         if edits:
             apply_masks(logits, [(row, slots[row]) for row, edit in edits if edit.grammar is not None], self._masks)
             apply_edits(logits, edits)
 
         peak, tokens = argmax(logits)
         failed = self._check(logits, peak, {row for row, _ in edits})
-        self._draw(logits, tokens, np.array(slots), np.array(positions, dtype=np.uint64))
+        rows = _rows_in(self._drawing, slots)
+        if rows:
+            where = np.array([positions[row] for row in rows], dtype=np.uint64)
+            self._draw(logits, tokens, np.array(rows), np.array([slots[row] for row in rows]), where)
 
         logprobs: list[TokenLogprobs | None] = [None] * len(slots)
         if raw is not None:
-            counts = [self._logprobs[slots[row]] or 0 for row in asked]
+            counts = [self._logprobs[slots[row]] for row in asked]
             for row, entry in zip(asked, raw.of(tokens[asked], counts), strict=True):
                 logprobs[row] = entry
                 if entry.rank == 0:
                     failed[row] = NOT_FINITE
-        token_ids = [self._any_id if why else int(token) for token, why in zip(tokens.tolist(), failed, strict=True)]
-        complete = self._take_note(edits, token_ids, failed)
-        shown = [None if why else entry for entry, why in zip(logprobs, failed, strict=True)]
-        return Sampled(token_ids, shown, failed, complete)
+        token_ids: list[int] = tokens.tolist()
+        for row in _failures(failed):
+            token_ids[row] = self._any_id
+        complete = self._take_note(edits, token_ids, failed) if edits else set()
+        for row in _failures(failed):
+            logprobs[row] = None
+        return Sampled(token_ids, logprobs, failed, complete)
 
     def _take_note(self, edits: list[tuple[int, Edits]], token_ids: list[int], failed: list[str | None]) -> set[int]:
         """Move the state of edited rows on by their tokens; returns the rows whose grammar is complete."""
@@ -176,8 +206,7 @@ class Sampler:
 
     def _over_tokens(self, logits: Tensor) -> Tensor:
         logits = logits.contiguous()
-        if len(self._dead):
-            logits.index_fill_(1, self._dead, -torch.inf)
+        self._dead.ban(logits)
         return logits
 
     def _check(self, logits: Tensor, peak: Tensor, edited: set[int]) -> list[str | None]:
@@ -187,21 +216,17 @@ class Sampler:
         """
         failed: list[str | None] = [None] * len(logits)
         bad = ~(peak.abs() < TOO_LARGE)
-        if bool(bad.any()):
+        if bad.any():
             rows = bad.nonzero().squeeze(1)
             for row, value in zip(rows.tolist(), peak[rows].tolist(), strict=True):
                 failed[row] = NOTHING_LEFT if value == -torch.inf and row in edited else NOT_FINITE
             logits.index_fill_(0, rows, 0.0)
         return failed
 
-    def _draw(self, logits: Tensor, tokens: Tensor, slots: Ids, positions: Words) -> None:
-        """Overwrite `tokens` [R] in the rows that are not greedy."""
-        kinds = self._kind[slots]
-        rows = np.flatnonzero(kinds != GREEDY)
-        if not len(rows):
-            return
-        slots, truncated = slots[rows], kinds[rows] == TRUNCATED
-        uniform = self._tensor(uniforms(self._seed[slots], self._choice[slots], positions[rows]))
+    def _draw(self, logits: Tensor, tokens: Tensor, rows: Ids, slots: Ids, positions: Words) -> None:
+        """Overwrite `tokens` [R] in `rows` [S], those that are not greedy; `slots` and `positions` [S] are theirs."""
+        truncated = self._kind[slots] == TRUNCATED
+        uniform = self._tensor(uniforms(self._seed[slots], self._choice[slots], positions))
         probabilities = self._probabilities(logits, rows, slots)
         for group, cut in ((np.flatnonzero(~truncated), False), (np.flatnonzero(truncated), True)):
             if not len(group):
@@ -226,3 +251,34 @@ class Sampler:
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(self.device)
+
+
+class Dead:
+    """The ids that have no token. As a rule they are the last ones, which make the network's rows a round number."""
+
+    def __init__(self, dead: Tensor, device: torch.device) -> None:
+        """`dead` [V] bool."""
+        ids = dead.nonzero().squeeze(1)
+        self._first = int(ids[0]) if len(ids) else len(dead)
+        self._at_the_end = bool(dead[self._first :].all())
+        self._ids = ids.to(device)
+
+    def ban(self, logits: Tensor) -> None:
+        """Set their logits to -inf, in place."""
+        if not self._at_the_end:
+            logits.index_fill_(1, self._ids, -torch.inf)
+        elif self._first < logits.shape[1]:
+            logits[:, self._first :] = -torch.inf
+
+
+def _those_in(some: Collection[int], slots: Sequence[int]) -> list[int]:
+    return [slot for slot in slots if slot in some] if some else []
+
+
+def _rows_in(some: Collection[int], slots: Sequence[int]) -> list[int]:
+    """The places in `slots` of those that are among `some`."""
+    return [row for row, slot in enumerate(slots) if slot in some] if some else []
+
+
+def _failures(failed: list[str | None]) -> list[int]:
+    return [row for row, why in enumerate(failed) if why is not None] if any(failed) else []

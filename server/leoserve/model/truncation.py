@@ -10,6 +10,7 @@ needs to look only at the few blocks that matter.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -33,6 +34,10 @@ def in_blocks(values: Tensor, filler: float) -> Tensor:
 
 def argmax(values: Tensor) -> tuple[Tensor, Tensor]:
     """The largest value of each row of [R, V] and the lowest id that has it; NaN where a row has one."""
+    if values.device.type == "cpu":  # numpy's runs through a row at the speed of memory, torch's at a tenth of it
+        array = values.numpy()
+        found = array.argmax(1)
+        return torch.from_numpy(array[np.arange(len(found)), found]), torch.from_numpy(found)
     blocks = in_blocks(values, -torch.inf)
     peak, block = blocks.amax(2).max(1)
     lane = _block_of(blocks, block).argmax(1)
