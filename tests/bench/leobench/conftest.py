@@ -45,7 +45,9 @@ def start(script: str, *arguments: str) -> Process:
     command = [sys.executable, str(HERE / script), *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean_environment(), cwd=ROOT)
     assert process.stdout is not None
-    return Process(process, f"http://127.0.0.1:{process.stdout.readline().strip()}")
+    port = process.stdout.readline().strip()
+    assert port, f"{script} ended before it said its port"
+    return Process(process, f"http://127.0.0.1:{port}")
 
 
 @pytest.fixture

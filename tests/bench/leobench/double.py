@@ -32,8 +32,8 @@ class Plan(Struct):
     per_event: tokens of one event
     """
 
-    first: list[float] = [0.0]
-    gaps: list[float] = [0.0]
+    first: tuple[float, ...] = (0.0,)
+    gaps: tuple[float, ...] = (0.0,)
     tokens: int = 1_000_000
     slots: int = 0
     stall_at: float = 0.0
