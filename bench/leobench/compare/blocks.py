@@ -1,0 +1,160 @@
+"""The spread within runs, where each side has but one: a block bootstrap (Künsch, The Annals of Statistics 17, 1989).
+
+The measured time is cut into blocks, whole blocks are drawn with replacement, and the quantity is computed anew from
+what was drawn. Blocks are drawn because neighbouring requests share a queue and tell less than independent ones. What
+changes only from one run to the next, no block can show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from leobench.compare.quantities import FAILED, GOOD, OUTPUT, Quantity
+from leobench.compare.student import student, welch
+from leobench.records import RequestRecord, Run
+from leobench.summary import e2e, good, measured
+
+MOST_BLOCKS, FEWEST_BLOCKS = 20, 8
+ANSWERS_A_BLOCK = 5  # in time: a block is at least as long as so many median answers, as far as there is time
+DRAWS = 1000
+GRID = 2000  # points between which a drawn percentile is interpolated
+
+Values = npt.NDArray[np.float64]
+
+
+class Blocks:
+    """Two runs cut into equally many blocks of time.
+
+    Two open loops with the same load and workload sent the same requests at the same times: their blocks belong
+    together and are drawn in pairs, by which what both have in common cancels out.
+    """
+
+    def __init__(self, first: Run, other: Run) -> None:
+        self.runs = (first, other)
+        self.paired = first.load == other.load and first.workload == other.workload and "concurrency" not in first.load
+        self.records = [measured(run) for run in self.runs]
+        self.count = min(_blocks(run, records) for run, records in zip(self.runs, self.records, strict=True))
+        self.places = [self._places(run, records) for run, records in zip(self.runs, self.records, strict=True)]
+        random = np.random.default_rng(0)  # the same files always compare the same
+        even = np.full(self.count, 1 / self.count)
+        draws = [random.multinomial(self.count, even, DRAWS).astype(np.float64) for _ in self.runs]
+        self.draws = [draws[0], draws[0]] if self.paired else draws
+
+    def _places(self, run: Run, records: Sequence[RequestRecord]) -> npt.NDArray[np.int64]:
+        """The block of each request: of its intended arrival where runs are paired, or else of its end."""
+        times = [record.intended if self.paired else record.ended for record in records]
+        begin, end = run.measured_from, run.measured_until
+        if self.paired:
+            begin, end = (
+                pick(getattr(each, name) for each in self.runs)
+                for pick, name in ((max, "measured_from"), (min, "measured_until"))
+            )
+        places = np.floor((np.asarray(times) - begin) / (end - begin) * self.count)
+        return np.clip(places, 0, self.count - 1).astype(np.int64)
+
+    def margin(self, quantity: Quantity) -> tuple[float, float]:
+        """Half of the interval of the difference, of logarithms where it is a ratio, and the independent blocks."""
+        sides = [self._drawn(quantity, side) for side in (0, 1)]
+        drawn = [np.log(np.maximum(side.values, 1e-12)) if quantity.as_ratio else side.values for side in sides]
+        told = [side.told for side in sides]
+        if self.paired:
+            together = independent(sides[1].blocks - sides[0].blocks)
+            variance = float(np.var(drawn[1] - drawn[0])) * self.count / (together - 1)
+            return student(min(*told, together) - 1) * math.sqrt(variance), together
+        alone = [independent(side.blocks) for side in sides]
+        variances = [
+            float(np.var(values)) * self.count / (blocks - 1) for values, blocks in zip(drawn, alone, strict=True)
+        ]
+        return welch(variances, [min(each) - 1 for each in zip(told, alone, strict=True)]), min(alone)
+
+    def _drawn(self, quantity: Quantity, side: int) -> Drawn:
+        records, places, draws = self.records[side], self.places[side], self.draws[side]
+        if quantity.values is not None:
+            return _percentiles(quantity, records, places, draws)
+        sums = np.bincount(places, _weights(quantity, records, self.runs[side]), self.count)
+        if quantity.as_ratio:
+            return Drawn(draws @ sums, sums.astype(np.float64), self.count)
+        sizes = np.bincount(places, minlength=self.count)
+        return Drawn(draws @ sums / np.maximum(draws @ sizes, 1), sums / np.maximum(sizes, 1), self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A quantity in every draw, something like it in every block, and how many blocks `told` of it at all."""
+
+    values: Values
+    blocks: Values
+    told: float
+
+
+def independent(blocks: Values) -> float:
+    """How many independent blocks tell as much as these: n (1 - r) / (1 + r) with r the correlation of neighbours.
+
+    A queue that builds up over the whole run makes of many blocks hardly more than one observation.
+    """
+    centered = blocks - blocks.mean()
+    total = float(centered @ centered)
+    correlation = float(centered[1:] @ centered[:-1]) / total if total > 0 else 0.0
+    correlation = max(0.0, correlation)
+    return max(2.0, blocks.size * (1 - correlation) / (1 + correlation))
+
+
+def _blocks(run: Run, records: Sequence[RequestRecord]) -> int:
+    times = [value for record in records if (value := e2e(record)) is not None]
+    if not times:
+        return FEWEST_BLOCKS
+    longest = (run.measured_until - run.measured_from) / (ANSWERS_A_BLOCK * max(1e-9, float(np.median(times))))
+    return int(min(MOST_BLOCKS, max(FEWEST_BLOCKS, longest)))
+
+
+def _weights(quantity: Quantity, records: Sequence[RequestRecord], run: Run) -> Values:
+    """What each request adds to a rate or a share."""
+    if quantity is OUTPUT:
+        found = [float(record.output_tokens or 0) if record.error is None else 0.0 for record in records]
+    elif quantity is GOOD and run.slo is not None:
+        slo = run.slo
+        found = [float(good(record, slo)) for record in records]
+    else:
+        found = [float((record.error is None) == (quantity is not FAILED)) for record in records]
+    return np.asarray(found, dtype=np.float64)
+
+
+def _percentiles(
+    quantity: Quantity, records: Sequence[RequestRecord], places: npt.NDArray[np.int64], draws: Values
+) -> Drawn:
+    """The percentile of each draw, from how many values of each block lie below each point of a grid.
+
+    Of each block there is the share of values above the median. As many blocks tell of the percentile as (Σ n)² / Σ n²
+    of the numbers n above it: a tail that one burst made is one observation, however many requests were in the burst.
+    """
+    assert quantity.values is not None
+    count = draws.shape[1]
+    lists = [quantity.values(record) if record.error is None else () for record in records]
+    values = np.asarray([value for part in lists for value in part], dtype=np.float64)
+    blocks = np.repeat(places, [len(part) for part in lists])
+    grid = np.unique(np.quantile(values, np.linspace(0, 1, GRID)) if values.size > GRID else values)
+    cells = blocks * grid.size + np.searchsorted(grid, values)
+    counts = np.bincount(cells, minlength=count * grid.size).reshape(count, grid.size)
+    slow, above = (
+        np.bincount(blocks[values >= np.quantile(values, level)], minlength=count) for level in (0.5, quantity.level)
+    )
+    shares = slow / np.maximum(counts.sum(axis=1), 1)
+    told = float(above.sum() ** 2 / (above**2).sum())
+    return Drawn(_read(grid, draws @ counts.cumsum(axis=1), quantity.level), shares, max(2.0, told))
+
+
+def _read(grid: Values, below: Values, level: float) -> Values:
+    """Where each row of cumulative counts reaches `level`, between the points of the grid."""
+    wanted = below[:, -1] * level
+    after = np.minimum((below < wanted[:, None]).sum(axis=1), grid.size - 1)
+    before = np.maximum(after - 1, 0)
+    rows = np.arange(len(below))
+    low, high = below[rows, before], below[rows, after]
+    part = np.where(high > low, (wanted - low) / np.where(high > low, high - low, 1), 1.0)
+    found: Values = grid[before] + np.clip(part, 0, 1) * (grid[after] - grid[before])
+    return found
