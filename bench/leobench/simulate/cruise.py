@@ -12,12 +12,11 @@ from __future__ import annotations
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import starmap
+from dataclasses import dataclass
 from typing import Any
 
 from leoserve.engine.request import TokenOutput
-from leoserve.engine.scheduler import Scheduler, SchedulerLimits
+from leoserve.engine.scheduler import Scheduler
 from leoserve.engine.sequence import Sequence
 from leoserve.model.step import Row, RowResult, Step
 
@@ -62,8 +61,6 @@ class CruisingScheduler(Scheduler):
         self._due: defaultdict[int, list[Cruise]] = defaultdict(list)  # by the number of the plan that needs them
         self._growing = 0  # of those away
         self._growing_keys = 0  # that these see in the step planned last
-        self._least_limits = self.limits
-        self._limits_beside: dict[int, SchedulerLimits] = {}
 
     @property
     def num_running(self) -> int:
@@ -82,11 +79,9 @@ class CruisingScheduler(Scheduler):
     def plan(self) -> Step | None:
         for cruise in self._due.pop(self._planned, ()):
             self._come_back(cruise)
-        if self._away and self._scarce() and sum(starmap(self._missing_blocks, self._wanted())) > self.pool.num_free:
+        if self._away and self._scarce() and self._lacks_blocks(self._wanted()):
             self.come_back()  # somebody must go, and those who are away may be the ones
-        self.limits = self._beside(len(self._away))
         step = super().plan()
-        self.limits = self._least_limits
         if step is None and self._away:
             step = Step()
             self._in_flight.append((step, []))
@@ -116,13 +111,14 @@ class CruisingScheduler(Scheduler):
         budget = self.limits.max_tokens_per_step // self.limits.block_size
         return len(self.running) + budget > self.pool.num_free
 
-    def _beside(self, away: int) -> SchedulerLimits:
-        """What those who are away leave of a step's budget."""
-        found = self._limits_beside.get(away)
-        if found is None:
-            tokens = self._least_limits.max_tokens_per_step - away
-            found = self._limits_beside[away] = replace(self._least_limits, max_tokens_per_step=tokens)
-        return found
+    def _within_budget(self, able: list[tuple[Sequence, int]], decoding: int) -> list[tuple[Sequence, int]]:
+        return super()._within_budget(able, decoding + len(self._away))
+
+    def _paced_tokens(self, *, beside: int) -> int:
+        return super()._paced_tokens(beside=beside + len(self._away))
+
+    def _unplanned(self, planned: list[tuple[Row, Sequence]]) -> int:
+        return super()._unplanned(planned) - len(self._away)
 
     def _leave(self, sequence: Sequence) -> None:
         """Take a sequence out until something happens to it, if that is worthwhile."""
@@ -153,14 +149,10 @@ class CruisingScheduler(Scheduler):
         if place == 0:
             return 0  # the next token needs a block
         steps = size - 1 - place  # then comes the token that makes a block full
-        last = sequence.num_prompt + min(sequence.request.params.max_tokens, self._room(sequence)) - 1
-        steps = min(steps, last - sequence.length)
+        steps = min(steps, sequence.limit - 1 - sequence.length)  # then comes the last token
         if self._window is not None and sequence.num_computed < self._window:
             steps = min(steps, self._window - sequence.num_computed)
         return steps
-
-    def _room(self, sequence: Sequence) -> int:
-        return self.limits.max_model_len - sequence.num_prompt
 
     def _come_back(self, cruise: Cruise) -> None:
         """Put a sequence back, with all that happened to it meanwhile."""

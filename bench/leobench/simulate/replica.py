@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from leobench.simulate.cruise import CruisingScheduler
-from leobench.simulate.work import CostModel, Work
+from leobench.simulate.work import CostModel, work_of
 from leoserve.engine.admission import Admission
 from leoserve.engine.cache import BlockPool
 from leoserve.engine.loop import EngineLoop
@@ -42,27 +42,14 @@ class Device:
         for row in step.rows:
             if row.admitted is not None:
                 self._slots[row.slot] = len(row.admitted.prompt), self.answers[row.admitted.params.seed]
-        cost = self._model.cost(self.work(step))
+        rows, keys = self._cruising()
+        cost = self._model.cost(work_of(step, self._window, rows=rows, keys=keys))
         clock = self._clock
         clock.now += cost.plan
         begin = max(clock.now, clock.device_free)
         clock.now += cost.launch
         clock.device_free = max(begin + cost.device, clock.now)
         return Launched(self, step, clock.device_free)
-
-    def work(self, step: Step) -> Work:
-        """What a step computes, those included that cruise."""
-        rows, keys = self._cruising()
-        sampled = rows
-        prefills = []
-        for row in step.rows:
-            sampled += row.samples
-            if row.decodes:
-                rows += 1
-                keys += row.start + 1 if self._window is None else min(row.start + 1, self._window)
-            else:
-                prefills.append((row.count, row.start))
-        return Work(rows, keys, tuple(prefills), sampled)
 
     def results(self, step: Step, done: float) -> list[RowResult]:
         """What a step brought, once it is `done`."""
@@ -148,7 +135,7 @@ class Replica:
             window=setup.window,
         )
         self.device = Device(model, self.clock, lambda: self.scheduler.cruising, window=setup.window)
-        self.loop = EngineLoop(self.scheduler, self.device, self._take, ahead=setup.ahead)
+        self.loop = EngineLoop(self.scheduler, self.device, self._take, ahead=setup.ahead, clock=lambda: self.clock.now)
 
     @property
     def busy(self) -> bool:

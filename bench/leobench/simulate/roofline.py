@@ -20,13 +20,13 @@ class Efficiencies:
 
     product_start: float = 5.5e-6  # seconds of a product beside its bytes (1: 7B's at 1 row, all within 10%)
     product_bytes: float = 1.0  # (1: 7B's head at 1 row, less the start)
-    product_operations: float = 0.95  # (1: 7B's and 13B's at 512 to 8192 rows: 0.91 to 1.04)
+    product_operations: float = 0.93  # (1: the four of a layer of 7B at 8192 rows, together)
     decode_start: float = 11.4e-6  # seconds of decode attention: two kernels (3: B1, less its bytes)
     decode_bytes: float = 0.95  # (3: B64 and B224, 1024 and 4096 keys, less the start)
     decode_bytes_fp8: float = 0.52  # scales and widening bound it, not bytes (3: B64 in fp8)
     decode_bytes_int8: float = 0.455  # (3: B64 in int8)
     prefill_start: float = 11.4e-6
-    prefill_operations: float = 0.38  # (3: 0.33 for 4 × 2048, 0.40 for 1 × 8192 and after a prefix)
+    prefill_operations: float = 0.35  # (3: the median of 7B's; 0.21 for 16 × 512, 0.40 for 1 × 8192)
     between_start: float = 2.1e-6  # seconds of each of four kernels of norms, rotary positions, gates (3: 1 row)
     between_bytes: float = 0.93  # (3: 8192 rows)
     sampling_start: float = 25e-6  # (3: choosing 1 token with a temperature)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from leoserve.model.step import Step
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -39,11 +41,25 @@ class CostModel(Protocol):
     def cost(self, work: Work) -> Cost: ...
 
 
-def prefill_pairs(count: int, start: int, window: int | None) -> int:
-    """Pairs of a query and a key that it attends to, of `count` tokens after `start` others.
+def work_of(step: Step, window: int | None, *, rows: int = 0, keys: int = 0) -> Work:
+    """What a step of the server's scheduler computes, beside `rows` that decode and attend to `keys` keys.
 
     `window`: keys that a query sees at most, itself included.
     """
+    sampled = rows
+    prefills = []
+    for row in step.rows:
+        sampled += row.samples
+        if row.decodes:
+            rows += 1
+            keys += row.start + 1 if window is None else min(row.start + 1, window)
+        else:
+            prefills.append((row.count, row.start))
+    return Work(rows, keys, tuple(prefills), sampled)
+
+
+def prefill_pairs(count: int, start: int, window: int | None) -> int:
+    """Pairs of a query and a key that it attends to, of `count` tokens after `start` others."""
     all_pairs = count * start + count * (count + 1) // 2
     if window is None:
         return all_pairs

@@ -131,9 +131,9 @@ class Scheduler:
         if not planned:
             return None
         planned.sort(key=lambda pair: not pair[0].decodes)
+        step.rows = [row for row, _ in planned]
         for row, sequence in planned:
-            step.rows.append(row)
-            sequence.num_computed += row.count
+            sequence.num_computed += 1 if row.tokens is None else len(row.tokens)
             sequence.in_flight += 1
             if row.samples:
                 sequence.num_pending += 1
@@ -279,7 +279,7 @@ class Scheduler:
 
     def _admit_waiting(self, step: Step, planned: list[tuple[Row, Sequence]]) -> None:
         """Start waiting sequences, the first in order first; none overtakes one that only lacks blocks."""
-        budget = self.limits.max_tokens_per_step - sum(row.count for row, _ in planned)
+        budget = self._unplanned(planned)
         paced = self._paced_tokens(beside=sum(row.decodes for row, _ in planned))
         paced -= sum(row.count for row, sequence in planned if sequence.paced and not row.decodes)
         for sequence in list(self.waiting):
@@ -298,6 +298,10 @@ class Scheduler:
                 paced -= tokens
             budget -= tokens
             planned.append((self._row(sequence, tokens, admitted=True), sequence))
+
+    def _unplanned(self, planned: list[tuple[Row, Sequence]]) -> int:
+        """How many tokens a step has room for beside these rows."""
+        return self.limits.max_tokens_per_step - sum(row.count for row, _ in planned)
 
     def _donor(self, sequence: Sequence) -> Sequence | None:
         """A running choice of the same request, whose prompt blocks can be shared."""
@@ -371,8 +375,8 @@ class Scheduler:
             None if sequence.has_sampled else sequence.tokens[start:end],
             known,
             sequence.blocks[known:] if len(sequence.blocks) > known else NO_BLOCKS,
-            samples=end == sequence.length and sequence.request.params.max_tokens > 0,
-            decodes=start >= sequence.num_prompt if self.limits.deterministic else tokens == 1,
+            end == len(sequence.tokens) + sequence.num_pending and sequence.limit > sequence.num_prompt,
+            start >= sequence.num_prompt if self.limits.deterministic else tokens == 1,
         )
         if start < sequence.num_prompt:
             self._add_prompt(row, sequence, end)
@@ -390,18 +394,18 @@ class Scheduler:
 
     def _advance(self, sequence: Sequence, row: Row, result: RowResult) -> TokenOutput | None:
         """The row's tokens are computed, and its sampled token is the sequence's next."""
-        end = row.start + row.count
+        end = row.start + (1 if row.tokens is None else len(row.tokens))
         if row.start < sequence.num_prompt:
             self.stats.prompt_tokens += min(end, sequence.num_prompt) - row.start
         if result.error is not None:
             self._end(sequence)
             return self._output(sequence, row, [], None, "error", failed=result)
-        if self.limits.prefix_caching and (end % self.limits.block_size == 0 or row.count > 1):
+        if end % self.limits.block_size == 0 or row.tokens is not None:
             self._index_full_blocks(sequence, end)
         if result.prompt_logprobs is not None:
             sequence.prompt_logprobs += result.prompt_logprobs
         if not row.samples:
-            if end < sequence.num_prompt or sequence.request.params.max_tokens:
+            if end < sequence.num_prompt or sequence.limit > sequence.num_prompt:
                 return None
             self._end(sequence)  # a prompt that was only to be scored
             return self._output(sequence, row, [], None, "length")
@@ -410,9 +414,11 @@ class Scheduler:
             raise ValueError("a row that samples came back without a token")
         sequence.tokens.append(token)
         self.stats.generation_tokens += 1
-        reason = "stop" if result.complete else self._finish_reason(sequence, token)
-        if reason is not None:
-            self._end(sequence)
+        reason: FinishReason | None = None
+        if result.complete or len(sequence.tokens) >= sequence.limit or token in sequence.request.params.stop_token_ids:
+            reason = "stop" if result.complete else self._finish_reason(sequence, token)
+            if reason is not None:
+                self._end(sequence)
         return self._output(sequence, row, [token], result.logprobs, reason)
 
     def _output(
@@ -426,14 +432,10 @@ class Scheduler:
         failed: RowResult | None = None,
     ) -> TokenOutput:
         request = sequence.request
+        logprobs_list = None if logprobs is None else [logprobs]
+        scheduled_at = sequence.scheduled_at or 0.0
         output = TokenOutput(
-            request.request_id,
-            sequence.index,
-            tokens,
-            None if logprobs is None else [logprobs],
-            reason,
-            num_cached_tokens=sequence.num_cached,
-            scheduled_at=sequence.scheduled_at or 0.0,
+            request.request_id, sequence.index, tokens, logprobs_list, reason, None, sequence.num_cached, scheduled_at
         )
         if reason == "stop":  # a grammar ends an answer without one
             output.stop_token = next((token for token in tokens if token in request.params.stop_token_ids), None)
@@ -453,6 +455,8 @@ class Scheduler:
 
     def _index_full_blocks(self, sequence: Sequence, end: int) -> None:
         """Offer the full blocks before position `end`: their tokens are known and their keys computed."""
+        if not self.limits.prefix_caching:
+            return
         if self.limits.deterministic:
             end = min(end, sequence.num_prompt)
         full = end // self.limits.block_size

@@ -58,7 +58,7 @@ class Plain:
         self.queue: deque[Step] = deque()
         admission = Admission(capacity=setup.limits.max_model_len, max_waiting=10_000, max_waiting_tokens=10**9)
         self.scheduler = Scheduler(setup.limits, BlockPool(setup.num_blocks), admission, clock=lambda: self.now)
-        self.loop = EngineLoop(self.scheduler, self, self._take, ahead=setup.ahead)
+        self.loop = EngineLoop(self.scheduler, self, self._take, ahead=setup.ahead, clock=lambda: self.now)
 
     def run(self) -> None:
         waiting = deque(enumerate(self.arrivals))
@@ -167,7 +167,7 @@ def compare(setup: Setup, arrivals: list[Arrival]) -> Replica:
 
 def setup_of(
     *, blocks: int, size: int, ahead: int, sequences: int = 6, budget: int = 24, deterministic: bool = False,
-    window: int | None = None, prefix_caching: bool = True, longest: int = 96,
+    window: int | None = None, prefix_caching: bool = True, longest: int = 96, stretch: float | None = None,
 ) -> Setup:  # fmt: skip
     limits = SchedulerLimits(
         max_sequences=sequences,
@@ -176,6 +176,7 @@ def setup_of(
         block_size=size,
         prefix_caching=prefix_caching,
         deterministic=deterministic,
+        prefill_stretch=stretch,
     )
     return Setup(limits=limits, num_blocks=blocks, ahead=ahead, window=window)
 
@@ -190,10 +191,11 @@ def setup_of(
     deterministic=st.booleans(),
     window=st.sampled_from([None, 10, 32]),
     prefix_caching=st.booleans(),
+    stretch=st.sampled_from([None, 1.5, 3.0]),
 )
 def test_every_step_and_block_is_as_without_leaving_anything_out(
     seed: int, size: int, tokens: int, ahead: int, rate: float, deterministic: bool, window: int | None,
-    prefix_caching: bool,
+    prefix_caching: bool, stretch: float | None,
 ) -> None:  # fmt: skip
     setup = setup_of(
         blocks=tokens // size,
@@ -202,6 +204,7 @@ def test_every_step_and_block_is_as_without_leaving_anything_out(
         deterministic=deterministic,
         window=window,
         prefix_caching=prefix_caching,
+        stretch=stretch,
     )
     compare(setup, draw_arrivals(seed, number=16, rate=rate, longest=96))
 

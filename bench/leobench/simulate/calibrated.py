@@ -1,0 +1,74 @@
+"""What steps cost on a machine that was measured: `bench/calibrate.py` writes the file that is read here."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from leobench.simulate.work import Cost, Work, prefill_pairs
+
+SCHEMA = "leobench-calibration/1"
+
+
+class Unreadable(ValueError):
+    """A file is no calibration. One line: which and why."""
+
+
+class Calibration(Struct, frozen=True, kw_only=True):
+    """Seconds of a step: by its tokens, linear between those that were measured, and for every row, key and pair.
+
+    Of the server's engine as it runs, so that what the host does between steps is part of it.
+    """
+
+    schema: str = SCHEMA
+    model: str  # the checkpoint's name
+    machine: dict[str, str]  # processor, threads, versions
+    engine: dict[str, int | bool]  # bounds that the engine had: see EngineBounds
+    tokens: list[int]  # ascending
+    seconds: list[float]  # of a step of so many tokens, beside what follows
+    row: float  # of every sequence in a step
+    key: float  # of every key that a row that decodes attends to
+    pair: float  # of every pair of a query and a key of other rows
+    request: float = 0.0  # from a request's arrival to the engine, by HTTP
+    token: float = 0.0  # of each token on its way out, by HTTP
+    window: int | None = None  # keys that a query sees
+    fitted: list[dict[str, float]] = []  # each measured step: what it was, what it took, what is said here
+
+
+def read_calibration(file: Path) -> Calibration:
+    """Raises Unreadable."""
+    try:
+        found = msgspec.json.decode(file.read_bytes(), type=Calibration)
+    except (OSError, msgspec.DecodeError) as error:
+        raise Unreadable(f"{file}: {error}") from error
+    if found.schema != SCHEMA:
+        raise Unreadable(f"{file}: its schema is {found.schema!r}, not {SCHEMA!r}")
+    if not found.tokens or len(found.tokens) != len(found.seconds) or sorted(set(found.tokens)) != found.tokens:
+        raise Unreadable(f"{file}: tokens and seconds are no table")
+    return found
+
+
+class Calibrated:
+    """Steps as they were measured. The host waits for each: nothing overlaps."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
+
+    def cost(self, work: Work) -> Cost:
+        own = self.calibration
+        seconds = self._by_tokens(work.tokens)
+        seconds += own.row * (work.decode_rows + len(work.prefills)) + own.key * work.decode_keys
+        seconds += own.pair * sum(prefill_pairs(count, start, own.window) for count, start in work.prefills)
+        return Cost(0.0, 0.0, seconds)
+
+    def _by_tokens(self, tokens: int) -> float:
+        """On the line between the two neighbours; beyond the last on the line through the last two."""
+        xs, ys = self.calibration.tokens, self.calibration.seconds
+        if len(xs) == 1 or tokens <= xs[0]:
+            return ys[0]
+        above = min(bisect_right(xs, tokens), len(xs) - 1)
+        below = above - 1
+        return ys[below] + (ys[above] - ys[below]) * (tokens - xs[below]) / (xs[above] - xs[below])
