@@ -50,7 +50,7 @@ def main(options: argparse.Namespace) -> int:
         comparisons = [each for other in others for each in _comparisons(first, other)]
         print(told.text(comparisons))
         if options.html:
-            title = ", ".join([f"{others[0].label} against {first.label}", *(other.label for other in others[1:])])
+            title = f"{', '.join(other.label for other in others)} against {first.label}"
             options.html.write_text(told.page(comparisons, title), encoding="utf-8")
         if options.json:
             options.json.write_text(json.dumps(told.plain(comparisons), indent=1) + "\n", encoding="utf-8")
