@@ -22,7 +22,7 @@ import pytest
 from tests.checkpoints import write_checkpoint
 from tests.conftest import Serve, Server
 
-from .wire import PATIENCE, answer, answers, connected, head, idle, peak, post
+from .wire import PATIENCE, answer, answers, connected, head, idle, metric, peak, post
 
 MODEL = "leo"
 COMPLETIONS, CHATS, MODELS = "/v1/completions", "/v1/chat/completions", "/v1/models"
@@ -269,16 +269,20 @@ def test_clients_that_send_little_or_nothing_hold_up_nobody(server: Server, expe
 
 
 def test_clients_that_do_not_read_their_streams_hold_up_nobody(server: Server, expected: dict[str, Told]) -> None:
-    body = completion(stream=True, n=8, max_tokens=1500, ignore_eos=True, logprobs=2)
+    readers, answers_each, tokens = 4, 8, 1000
+    body = completion(stream=True, n=answers_each, max_tokens=tokens, ignore_eos=True, logprobs=2)
     url = httpx.URL(server.url)
+    made = metric(server, "leoserve_generation_tokens_total") + readers * answers_each * tokens
     with undisturbed(server, expected), ExitStack() as stack:
-        for _ in range(4):
+        for _ in range(readers):
             wire = stack.enter_context(socket.socket())
             wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             wire.connect((url.host, url.port or 80))
             wire.sendall(post(COMPLETIONS, body))
             assert wire.recv(16).startswith(b"HTTP/1.1 200")
-        assert httpx.post(server.url + COMPLETIONS, json=json.loads(completion()), timeout=PATIENCE).status_code == 200
+        while metric(server, "leoserve_generation_tokens_total") < made:  # nobody waits for them, and their blocks go
+            time.sleep(0.02)
+        assert httpx.get(server.url + MODELS, timeout=PATIENCE).status_code == 200
 
 
 def test_clients_that_go_away_by_the_hundred_leave_nothing(server: Server, expected: dict[str, Told]) -> None:
@@ -302,8 +306,8 @@ def test_clients_that_go_away_by_the_hundred_leave_nothing(server: Server, expec
 
 
 def hostile_form(number: int) -> Body:
-    """A grammar that is hard to compile or to follow, each another one."""
-    match number % 5:
+    """A grammar that is hard to compile or to follow, or cannot be at all, each another one."""
+    match number % 7:
         case 0:
             return {"regex": f"(a|b)*a(a|b){{{200 + number}}}"}
         case 1:
@@ -313,6 +317,14 @@ def hostile_form(number: int) -> Body:
             return {"json": {"type": "object", "properties": properties}}
         case 3:
             return {"regex": f"((((a{{1,{40 + number}}}){{1,40}}){{1,40}}){{1,40}})"}
+        case 4:  # rules within rules, more than a stack can hold
+            rules = "\n".join(f'r{part}: "{number}" r{part + 1}?' for part in range(3000))
+            return {"grammar": f'start: r0\n{rules}\nr3000: "z"'}
+        case 5:  # patterns that hold together: half a minute for the engine that follows them
+            patterns = [
+                {"type": "string", "pattern": f"(.*{chr(97 + part)}.*){{4}}"} for part in range(16 + number % 4)
+            ]
+            return {"json": {"allOf": patterns}}
         case _:
             return {"choice": [f"{number}-{part}" * 20 for part in range(500)]}
 

@@ -1,7 +1,7 @@
 """Between the thread that receives and the one that steps: requests with a grammar wait here until it is compiled.
 
-Compiled in threads of its own, so that neither a step nor a refusal waits for a grammar; kept, for the same one usually
-comes again.
+Compiled in threads of its own, so that neither a step nor a refusal waits for a grammar, and before that in a process
+of its own, which a grammar may exhaust; kept, for the same one usually comes again.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
+from threading import Lock, local
 
 from leoserve.engine.admission import Admission
 from leoserve.engine.loop import Constrained, ToLoop
 from leoserve.engine.request import Abort, Refused, Request, ToEngine, TokenTable
+from leoserve.engine.trial import Trial
 from leoserve.model.grammar import CompiledGrammar, GrammarError, Grammars
 from leoserve.model.step import Grammar
 
@@ -37,6 +38,8 @@ class Compiling:
         self._admission = admission
         self._threads = ThreadPoolExecutor(THREADS, "grammars")
         self._grammars: Future[Grammars] | None = None
+        self._table: TokenTable | None = None
+        self._trials = local()  # each thread has one
         self._kept: OrderedDict[Key, Future[CompiledGrammar]] = OrderedDict()
         self._held: dict[str, list[Abort]] = {}  # requests that wait here, and what is to follow them
         self._lock = Lock()
@@ -45,6 +48,7 @@ class Compiling:
         """Take in the next message."""
         match message:
             case TokenTable():
+                self._table = message
                 self._grammars = self._threads.submit(Grammars, message)
             case Request():
                 if message.params.grammar is None:
@@ -71,7 +75,7 @@ class Compiling:
         with self._lock:
             found = self._kept.get(key)
             if found is None:
-                found = self._kept[key] = self._threads.submit(self._compile, grammar, self._grammars)
+                found = self._kept[key] = self._threads.submit(self._compile, grammar)
                 if len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(key)
@@ -81,11 +85,15 @@ class Compiling:
         with self._lock:
             self._kept.pop((grammar.kind, grammar.source), None)
 
-    @staticmethod
-    def _compile(grammar: Grammar, grammars: Future[Grammars] | None) -> CompiledGrammar:
-        if grammars is None:
+    def _compile(self, grammar: Grammar) -> CompiledGrammar:
+        """In one of the threads. Raises GrammarError."""
+        if self._grammars is None or self._table is None:
             raise GrammarError("this server was started without what grammars need of a tokenizer")
-        return grammars.result().compile(grammar)
+        trial: Trial | None = getattr(self._trials, "trial", None)
+        if trial is None:
+            trial = self._trials.trial = Trial(self._table)
+        trial.check(grammar)
+        return self._grammars.result().compile(grammar)
 
     def _release(self, request: Request, grammar: Grammar, compiled: Future[CompiledGrammar]) -> None:
         """Pass a request on, or refuse it."""

@@ -7,6 +7,7 @@ compiled in threads of their own.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -20,6 +21,7 @@ import msgspec
 import zmq
 
 from leoserve import log as logs
+from leoserve.engine import trial
 from leoserve.engine.compiling import Compiling
 from leoserve.engine.connection import Launch
 from leoserve.engine.loop import EngineLoop
@@ -107,6 +109,7 @@ def main() -> NoReturn:
     """Serve until the process ends. Exit code 2 when the engine cannot start: the reason goes to the API process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stdin = sys.stdin.buffer
+    threading.stack_size(2 * trial.STACK_BYTES)  # of all threads from here on, which are few
     launch = msgspec.json.decode(stdin.readline(), type=Launch)
     logs.configure(launch.config.log_format, launch.config.log_level)
     threading.Thread(target=leave_with, args=(stdin, launch), name="stdin", daemon=True).start()
@@ -119,6 +122,7 @@ def main() -> NoReturn:
         leave(CANNOT_START)
     threading.Thread(target=receive_requests, args=(line, loop), name="requests", daemon=True).start()
     line.send(ready)
+    gc.freeze()  # what is there stays: collections that look through it would hold up a step for a tenth of a second
     loop.run()
 
 

@@ -63,6 +63,8 @@ class Grammars:
             source = _source(grammar)
         except ValueError as error:
             raise GrammarError(_brief(str(error))) from error
+        except RecursionError:
+            raise GrammarError("it is nested too deeply") from None
         matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=limits(grammar.kind))
         if matcher.is_error():
             raise GrammarError(_brief(matcher.get_error()))
