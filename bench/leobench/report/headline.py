@@ -133,12 +133,26 @@ def _verdict(sweep: Sweep, entries: Sequence[Shown]) -> str:
         return ""
     best = max(entries, key=lambda entry: entry.summary["throughput"]["output_tokens_s"])
     rate = number(best.summary["throughput"]["output_tokens_s"])
-    line = f"{sweep.name}: most output {rate} tokens/s at {at(sweep.axis, best.value or 0)}."
-    kept = [entry for entry in entries if (good := entry.summary["goodput"]) and good["share"] >= 0.99]
+    return f"{sweep.name}: most output {rate} tokens/s at {at(sweep.axis, best.value or 0)}. {_most(sweep, entries)}"
+
+
+def _most(sweep: Sweep, entries: Sequence[Shown]) -> str:
+    """The highest value that kept bounds: those of a search, or else those of an SLO, by 99% of the requests."""
+    if sweep.search:
+        kept, highest, broken = (
+            " and ".join(sweep.search["keep"]),
+            sweep.search["highest"],
+            sweep.search["lowest_broken"],
+        )
+        if highest is None:
+            return f"Not even {at(sweep.axis, sweep.search['low'])} kept {kept}."
+        beyond = f"; {at(sweep.axis, broken)} did not" if broken is not None else ", the most that was tried"
+        return f"With {at(sweep.axis, highest)} it kept {kept}{beyond}."
     slo = entries[0].run.slo
     if slo is None:
-        return line
-    if not kept:
-        return f"{line} Nowhere did 99% of the requests keep {bounds(slo)}."
-    most = max(kept, key=lambda entry: entry.value or 0)
-    return f"{line} The most at which 99% of the requests kept {bounds(slo)}: {at(sweep.axis, most.value or 0)}."
+        return ""
+    kept_by = [entry for entry in entries if (good := entry.summary["goodput"]) and good["share"] >= 0.99]
+    if not kept_by:
+        return f"Nowhere did 99% of the requests keep {bounds(slo)}."
+    most = max(kept_by, key=lambda entry: entry.value or 0)
+    return f"The most at which 99% of the requests kept {bounds(slo)}: {at(sweep.axis, most.value or 0)}."

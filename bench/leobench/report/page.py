@@ -20,6 +20,7 @@ from leobench.report.distributions import distributions
 from leobench.report.markup import around, element
 from leobench.report.shown import Shown, shown
 from leobench.report.timeline import timeline
+from leobench.slo import bound
 
 ASSETS = files("leobench.report") / "assets"
 # What a script element must not contain, and the two line breaks that JSON allows and old scripts do not.
@@ -36,6 +37,7 @@ def page(results: Sequence[tuple[str, Run | Sweep]], title: str) -> str:
         "curves": curves(results, entries),
         "distributions": distributions(entries),
         "slo": _slo(entries),
+        "kept": _kept(results),
     }
     body = "".join(
         [
@@ -125,6 +127,14 @@ def _slo(entries: Sequence[Shown]) -> dict[str, float]:
         return {}
     values = {name: getattr(first, name) for name in ("ttft", "itl", "e2e")}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _kept(results: Sequence[tuple[str, Run | Sweep]]) -> dict[str, list[Any]]:
+    """What the search of a lone sweep bounded, by quantity: the figure and its most, in seconds."""
+    if len(results) != 1 or not isinstance(results[0][1], Sweep):
+        return {}
+    found = [bound(text) for text in results[0][1].search.get("keep", [])]
+    return {each.quantity: [each.figure, each.most] for each in found}
 
 
 def _simulated(entries: Sequence[Shown]) -> str:

@@ -98,6 +98,23 @@ def test_a_sweep_has_curves_whose_points_are_its_runs(browser: Browser, tmp_path
 
 
 @needs_browser
+def test_a_searchs_outcome_and_bounds_are_shown(browser: Browser, tmp_path: Path) -> None:
+    sweep = made.sweep(slots=16, slo=None)
+    sweep.search = {"low": 2, "high": 48, "keep": ["p99 ttft <= 300 ms"], "highest": 32.0, "lowest_broken": 48.0}
+    shown(browser, tmp_path, sweep)
+    assert "With 32 requests/s it kept p99 ttft <= 300 ms; 48 requests/s did not." in browser.text(".verdict")
+    assert browser.text("#against-ttft text.bound") == "p99 bound 300 ms"
+    assert browser.count("#against-itl .bound") == 0
+    line = "Number(document.querySelector('#against-ttft line.bound').getAttribute('y1'))"
+    highest = (
+        "Math.min(...[...document.querySelectorAll('#against-ttft .point')].map((p) => p.getBoundingClientRect().y))"
+    )
+    assert browser.evaluate(
+        f"{line} + document.querySelector('#against-ttft svg').getBoundingClientRect().y > {highest}"
+    )
+
+
+@needs_browser
 def test_runs_can_be_hidden_and_their_timelines_chosen(browser: Browser, tmp_path: Path) -> None:
     runs = [made.run("first"), made.run("second", rate=12.0, seed=1), made.run("third", seed=2)]
     shown(browser, tmp_path, *runs)

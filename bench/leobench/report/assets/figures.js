@@ -38,7 +38,8 @@ function latencies(values, slo) {
 function against(parent, name, title) {
   const points = data.points.map((each, place) => ({ ...each, place, pair: each[name] })).filter((each) => each.pair);
   if (!points.length) return;
-  const slo = data.slo[name];
+  // What a search kept, or else what a good request keeps.
+  const [figured, slo] = data.kept[name] || ["", data.slo[name]];
   const made = figure(parent, "against-" + name, `${title} against throughput`, "hollow: median, filled: 99th percentile");
   const on = canvas(made, 300, `${title} against output tokens a second`, `${points.length} runs, each with its median and 99th percentile.`);
   const y = frame(on, 26, 300 - MARGIN.bottom, { ...latencies(points.flatMap((each) => each.pair), slo), format: tickDuration });
@@ -46,7 +47,7 @@ function against(parent, name, title) {
   axis(on, x, tickNumber, "output tokens/s");
   if (slo) {
     node("line", { class: "bound", x1: on.left, x2: on.right, y1: y(slo), y2: y(slo) }, on.svg);
-    node("text", { class: "bound", x: on.right, y: y(slo) - 4, "text-anchor": "end" }, on.svg, `bound ${duration(slo)}`);
+    node("text", { class: "bound", x: on.right, y: y(slo) - 4, "text-anchor": "end" }, on.svg, `${figured} bound ${duration(slo)}`.trim());
   }
   const at = (each, tail) => [x(each.output_tokens), y(each.pair[tail])];
   data.curves.forEach((curve, number_) => {
@@ -64,7 +65,7 @@ function against(parent, name, title) {
       targets.push({ x: at(each, tail)[0], y: at(each, tail)[1], title: named(each.place), rows });
     }
   }
-  tags(on, points.filter((each) => swept.has(each.place)).map((each) => [...at(each, 1), short(each.value)]), slo ? [[on.right - 40, y(slo) + 5, 40]] : []);
+  tags(on, points.filter((each) => swept.has(each.place)).map((each) => [...at(each, 1), short(each.value)]), slo ? [[on.right - 50, y(slo) + 5, 52]] : []);
   readout(on, targets);
 }
 // What a sweep set, above its points, where there is room. `taken` are the middle, height and half width of others.
