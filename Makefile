@@ -10,6 +10,9 @@ SHELL := /bin/bash
 
 ARGS ?=
 BIN := .venv/bin
+# What an installation is made of: the sources of the CPU's library are compiled then, all others are used as they stand.
+INSTALLS := pyproject.toml hatch_build.py $(wildcard kernels/leokernels/native/*.cpp kernels/leokernels/native/*.h) \
+    kernels/leokernels/native/build.py
 
 serve: .venv/installed
 	exec $(BIN)/leoserve serve $(ARGS)
@@ -39,13 +42,12 @@ clean:
 	done; \
 	echo "leoserve needs Python 3.11 or newer, and none was found" >&2; exit 2
 
-# Editable: the sources are used as they stand, so only a change of pyproject.toml installs again.
-.venv/installed: .venv/created pyproject.toml
+.venv/installed: .venv/created $(INSTALLS)
 	@echo "Installing leoserve into .venv; PyTorch makes this take a minute or more …"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-.venv/installed-test: .venv/created pyproject.toml
+.venv/installed-test: .venv/created $(INSTALLS)
 	@echo "Installing leoserve and what its tests need into .venv; this takes a few minutes …"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch .venv/installed $@

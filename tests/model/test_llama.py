@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from leokernels.fused import TORCH, Fused, triton_functions
+from leokernels import native
+from leokernels.fused import NATIVE, TORCH, Fused, triton_functions
 from leokernels.installed import triton_missing
 from leokernels.product import Multiply, torch_linear
 from leoserve.model.config import ModelConfig
@@ -100,14 +101,30 @@ def test_logits_agree_with_transformers(tmp_path: Path, shape: str, fmt: Format,
         torch.testing.assert_close(found[row], expected[number], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("attention", ["cpu", "reference"])
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_states_of_wanted_tokens_are_those_of_all_bit_by_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    paged = Paged(write_checkpoint(tmp_path, "7b"), dtype=dtype, lengths=[30])
+    (tokens,) = prompts(30)
+    metadata = step_metadata([(0, 30)], paged.tables, BLOCK)
+    arguments = (tokens, torch.arange(30), paged.cache, metadata)
+    everything = paged.model.forward(*arguments)
+    for wanted in ([29], [0, 7, 29], list(range(30))):
+        found = paged.model.forward(*arguments, torch.tensor(wanted))
+        assert torch.equal(found, everything[wanted])
+
+
+@pytest.mark.parametrize("attention", ["native", "cpu", "reference"])
 @pytest.mark.parametrize("shape", ["7b", "70b", "mistral"])
 def test_chunks_decode_steps_and_mixed_batches_agree_with_transformers(
     tmp_path: Path, shape: str, attention: str
 ) -> None:
+    if attention == "native" and native.missing() is not None:
+        pytest.skip(str(native.missing()))
     folder = write_checkpoint(tmp_path, shape)
     a, b = tokens = prompts(90, 50)
-    paged = Paged(folder, dtype=torch.float32, lengths=[90, 50], attention=attention)
+    fused = NATIVE if attention == "native" else TORCH
+    paged = Paged(folder, dtype=torch.float32, lengths=[90, 50], attention=attention, fused=fused)
     parts_a = paged.step([(0, 0, a[:37])])
     mixed = paged.step([(0, 37, a[37:80]), (1, 0, b[:20])])
     tail = paged.step([(0, 80, a[80:81]), (1, 20, b[20:])])

@@ -49,10 +49,18 @@ class Llama:
         self.angles = rotary_angles(config, device)
         self._min_rows = min_rows(self.embedding)
 
-    def forward(self, tokens: Tensor, positions: Tensor, kv: Sequence[KVCache], metadata: AttentionMetadata) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        kv: Sequence[KVCache],
+        metadata: AttentionMetadata,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
         """tokens and positions [T] int64, one cache a layer -> hidden [T, hidden_size] after the last norm.
 
-        Writes the T tokens' keys and values into the slots that the metadata name.
+        Writes the T tokens' keys and values into the slots that the metadata name. `wanted` [W] int64: give those
+        tokens' hidden states only, [W, hidden_size]; of the others the last layer computes nothing but attention.
         """
         count = tokens.shape[0]
         tokens = pad_rows(tokens, self._min_rows)
@@ -60,8 +68,9 @@ class Llama:
         x = F.embedding(tokens, self.embedding)  # [rows, hidden_size]
         residual = None
         for layer, cache in zip(self.layers, kv, strict=True):
-            x, residual = layer(x, residual, angles, cache, metadata, count)
-        return self.norm(x, residual)[0][:count]
+            kept = wanted if layer is self.layers[-1] else None
+            x, residual = layer(x, residual, angles, cache, metadata, count, kept)
+        return self.norm(x, residual)[0][: count if wanted is None else len(wanted)]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden_size] -> [R, vocab_size] float32"""
@@ -149,6 +158,7 @@ class Layer:
         self.mlp_norm = Norm(config, dtype, device, fused)
         self.gate_up = linear(hidden, 2 * inner)
         self.down = linear(inner, hidden)
+        self.min_rows = min_rows(self.attention_norm.weight)
 
     def __call__(
         self,
@@ -158,16 +168,22 @@ class Layer:
         cache: KVCache,
         metadata: AttentionMetadata,
         count: int,
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x and residual [rows, hidden_size], of which the first `count` are tokens and the rest padding -> the same.
 
-        `residual` is the sum of what all before the last gave, and `x` what the last one gave.
+        `residual` is the sum of what all before the last gave, and `x` what the last one gave. `wanted` [W] int64: go
+        on from attention with these rows only.
         """
         normed, residual = self.attention_norm(x, residual)
-        normed, residual = self.mlp_norm(self._attend(normed, angles, cache, metadata, count), residual)
+        mixed = self._attend(normed, angles, cache, metadata, count)
+        if wanted is not None:
+            mixed, residual = (pad_rows(part[wanted], self.min_rows) for part in (mixed, residual))
+        normed, residual = self.mlp_norm(self.output(mixed), residual)
         return self.down(self.fused.silu_and_mul(self.gate_up(normed))), residual
 
     def _attend(self, x: Tensor, angles: Tensor, cache: KVCache, metadata: AttentionMetadata, count: int) -> Tensor:
+        """[rows, heads * head_dim]"""
         config = self.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
         qkv = self.qkv(x).view(-1, heads + 2 * kv_heads, config.head_dim)  # [rows, heads + 2 kv_heads, head_dim]
@@ -184,7 +200,7 @@ class Layer:
             out=mixed[:count],
             implementation=self.attention,
         )
-        return self.output(mixed.flatten(1))
+        return mixed.flatten(1)
 
 
 class Norm:
