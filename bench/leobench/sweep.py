@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 import uvloop
 
@@ -26,7 +27,15 @@ COLUMNS = ("ttft", "p50"), ("ttft", "p99"), ("itl", "p50"), ("itl", "p99"), ("e2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All options of a run but --concurrency and --rate, and what takes their place."""
-    group = parser.add_argument_group("sweep: give --values or --search")
+    add_sweep_arguments(parser.add_argument_group("sweep: give --values or --search"))
+    common.add_arguments(parser)
+    workloads.add_arguments(parser)
+    loads.add_rest_arguments(parser)
+    common.add_result_arguments(parser)
+
+
+def add_sweep_arguments(group: argparse._ArgumentGroup) -> None:
+    """What changes from run to run, and what is looked for."""
     group.add_argument(
         "--axis", choices=["concurrency", "rate"], default="concurrency", help="what changes [default: concurrency]"
     )
@@ -56,17 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="the search ends when it knows the value to this share [default: 0.05]",
     )
-    common.add_arguments(parser)
-    workloads.add_arguments(parser)
-    loads.add_rest_arguments(parser)
-    common.add_result_arguments(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     """0: done. 1: nothing was answered, or not even the lowest load kept the bounds. 2: it could not begin."""
     try:
         check(options)
-        sweep = uvloop.run(Sweeper(options).sweep())
+        sweep = uvloop.run(Sweeper(options, lambda: Bench.find(options)).sweep())
     except (Unusable, BadTrace, BadLoad) as error:
         print(f"leobench: error: {error}", file=sys.stderr)
         return UNUSABLE
@@ -92,19 +97,29 @@ def check(options: argparse.Namespace) -> None:
             raise BadLoad("a concurrency is a whole number")
 
 
+class Measures(Protocol):
+    """What loads are measured on: a server, or a simulation of some."""
+
+    @property
+    def interrupted(self) -> bool: ...
+
+    async def measure(self, load: Load) -> Run: ...
+
+
 class Sweeper:
     """Runs one load after the other, and stops after the one that Ctrl-C ended."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, find: Callable[[], Awaitable[Measures]]) -> None:
         self.options = options
         self.tried: list[float] = []
         self.runs: list[Run] = []
-        self.bench: Bench
+        self.find = find
+        self.bench: Measures
 
     async def sweep(self) -> Sweep:
         """Raises Unusable, BadLoad and BadTrace."""
         options = self.options
-        self.bench = await Bench.find(options)
+        self.bench = await self.find()
         search: dict[str, Any] = {}
         try:
             if options.values is not None:

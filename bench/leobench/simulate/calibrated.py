@@ -18,7 +18,7 @@ class Unreadable(ValueError):
 
 
 class Calibration(Struct, frozen=True, kw_only=True):
-    """Seconds of a step: by its tokens, linear between those that were measured, and for every row, key and pair.
+    """Seconds of a step: by its tokens, linear between those that were measured, and for what else is in it.
 
     Of the server's engine as it runs, so that what the host does between steps is part of it.
     """
@@ -26,10 +26,11 @@ class Calibration(Struct, frozen=True, kw_only=True):
     schema: str = SCHEMA
     model: str  # the checkpoint's name
     machine: dict[str, str]  # processor, threads, versions
-    engine: dict[str, int | bool]  # bounds that the engine had: see EngineBounds
+    engine: dict[str, int | float | bool | None]  # the bounds of its steps and sequences
     tokens: list[int]  # ascending
     seconds: list[float]  # of a step of so many tokens, beside what follows
-    row: float  # of every sequence in a step
+    prompt: float  # of having rows that do not decode
+    sampled: float  # of every row whose next token is sampled
     key: float  # of every key that a row that decodes attends to
     pair: float  # of every pair of a query and a key of other rows
     request: float = 0.0  # from a request's arrival to the engine, by HTTP
@@ -60,8 +61,10 @@ class Calibrated:
     def cost(self, work: Work) -> Cost:
         own = self.calibration
         seconds = self._by_tokens(work.tokens)
-        seconds += own.row * (work.decode_rows + len(work.prefills)) + own.key * work.decode_keys
-        seconds += own.pair * sum(prefill_pairs(count, start, own.window) for count, start in work.prefills)
+        seconds += own.sampled * work.sampled + own.key * work.decode_keys
+        if work.prefills:
+            seconds += own.prompt
+            seconds += own.pair * sum(prefill_pairs(count, start, own.window) for count, start in work.prefills)
         return Cost(0.0, 0.0, seconds)
 
     def _by_tokens(self, tokens: int) -> float:

@@ -99,6 +99,32 @@ class CruisingScheduler(Scheduler):
             self._leave(sequence)
         return outputs
 
+    def coasting(self, ahead: int) -> bool:
+        """Whether the next turn of the loop plans a step of those alone that are away, and completes another.
+
+        `ahead`: steps that the loop has in flight when it plans.
+        """
+        return (
+            bool(self._away)
+            and len(self._in_flight) == ahead
+            and not (self.running or self.waiting or self._leaving)
+            and self._planned not in self._due
+            and self._pace is None
+            and all(not step.rows for step, _ in self._in_flight)
+        )
+
+    def coast_plan(self) -> None:
+        """Plan such a step, in place of the one in flight, if there is one: nothing else tells them apart."""
+        self._planned += 1
+        self._growing_keys += self._growing
+
+    def coast_complete(self) -> None:
+        """Complete such a step."""
+        self._stepped(len(self._away))
+        self.completed += 1
+        self.stats.steps += 1
+        self.stats.generation_tokens += len(self._away)
+
     def come_back(self) -> None:
         """All that are away, as if none had ever been."""
         for cruises in list(self._due.values()):
@@ -117,8 +143,8 @@ class CruisingScheduler(Scheduler):
     def _paced_tokens(self, *, beside: int) -> int:
         return super()._paced_tokens(beside=beside + len(self._away))
 
-    def _unplanned(self, planned: list[tuple[Row, Sequence]]) -> int:
-        return super()._unplanned(planned) - len(self._away)
+    def _unplanned(self, step: Step) -> int:
+        return super()._unplanned(step) - len(self._away)
 
     def _leave(self, sequence: Sequence) -> None:
         """Take a sequence out until something happens to it, if that is worthwhile."""

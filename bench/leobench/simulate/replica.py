@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from leobench.simulate.cruise import CruisingScheduler
-from leobench.simulate.work import CostModel, work_of
+from leobench.simulate.work import CostModel, Work, work_of
 from leoserve.engine.admission import Admission
 from leoserve.engine.cache import BlockPool
 from leoserve.engine.loop import EngineLoop
@@ -34,6 +34,7 @@ class Device:
         self._clock = clock
         self._cruising = cruising
         self._window = window
+        self._last: Launched
         self._slots: dict[int, tuple[int, list[int]]] = {}  # tokens of the sequence's prompt, and its answer
         self.answers: dict[int, list[int]] = {}  # by the seed of a request, which is its number here
 
@@ -43,13 +44,26 @@ class Device:
             if row.admitted is not None:
                 self._slots[row.slot] = len(row.admitted.prompt), self.answers[row.admitted.params.seed]
         rows, keys = self._cruising()
-        cost = self._model.cost(work_of(step, self._window, rows=rows, keys=keys))
+        self._last = Launched(self, step, self._compute(work_of(step, self._window, rows=rows, keys=keys)))
+        return self._last
+
+    def coast(self, ahead: int) -> None:
+        """The same for a step of rows alone that cruise, and wait for the one before it, or for itself."""
+        rows, keys = self._cruising()
+        done = self._compute(Work(rows, keys, (), rows))
+        if ahead:
+            self._last.done, done = done, self._last.done
+        self._clock.now = max(self._clock.now, done)
+
+    def _compute(self, work: Work) -> float:
+        """Let it be launched; when it will be done."""
+        cost = self._model.cost(work)
         clock = self._clock
         clock.now += cost.plan
         begin = max(clock.now, clock.device_free)
         clock.now += cost.launch
         clock.device_free = max(begin + cost.device, clock.now)
-        return Launched(self, step, clock.device_free)
+        return clock.device_free
 
     def results(self, step: Step, done: float) -> list[RowResult]:
         """What a step brought, once it is `done`."""
@@ -160,6 +174,11 @@ class Replica:
 
     def advance(self) -> list[Answer]:
         """One turn of the loop. The answers that ended in it."""
+        if self.scheduler.coasting(self.setup.ahead):
+            self.scheduler.coast_plan()
+            self.device.coast(self.setup.ahead)
+            self.scheduler.coast_complete()
+            return []
         if not self.loop.step():
             raise RuntimeError("the scheduler has work and plans none of it")
         finished, self._finished = self._finished, []

@@ -1,0 +1,228 @@
+"""How long the engine's steps take on this machine, for `leobench simulate --calibration FILE`.
+
+    python bench/calibrate.py MODEL --out calibration.json
+
+Starts the server's engine in this process, with the loop, scheduler and runner that serve, and times steps of a handful
+of batch sizes and context lengths. To their medians a table by tokens is fitted, with a price for each sampled token,
+each key that is attended to, and each pair of a prompt's tokens. It needs torch and a model, and so it is no part of
+leobench, which has neither; what comes out is a small file, which `leobench simulate` reads anywhere. `--threads` is
+the server's option of that name: calibrate with what the server has.
+
+A minute for a model of a hundred million parameters. Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import statistics
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in ("server", "kernels", "bench"):
+    sys.path.insert(0, str(ROOT / folder))
+
+from leobench.simulate.calibrated import Calibrated, Calibration  # noqa: E402
+from leobench.simulate.work import Work, prefill_pairs, work_of  # noqa: E402
+from leoserve.engine.config import EngineConfig  # noqa: E402
+from leoserve.engine.loop import EngineLoop, LaunchedStep, StepRunner  # noqa: E402
+from leoserve.engine.request import Ready, Refused, Request, SamplingParams, StepOutputs  # noqa: E402
+from leoserve.engine.start import start_engine  # noqa: E402
+from leoserve.model.config import ModelConfig  # noqa: E402
+from leoserve.model.step import Step  # noqa: E402
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+CONTEXTS = (16, 256)  # tokens of the prompts of sequences that decode
+DIFFERENT = 4  # prompts of a batch: what the others share need not be computed, but is read
+ANSWER = 13  # tokens that each sequence of a batch generates
+PROMPTS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
+LONG = 2048  # a prompt of several steps: what tokens after others cost
+REPEATS = 3
+PRICES = ("prompt", "sampled", "key", "pair")
+
+
+@dataclass
+class Recorder:
+    """A runner around the engine's, which notes what each step is and when it was launched."""
+
+    runner: StepRunner
+    window: int | None
+    work: list[Work] = field(default_factory=list)
+
+    def launch(self, step: Step) -> LaunchedStep:
+        self.work.append(work_of(step, self.window))
+        return self.runner.launch(step)
+
+
+class Engine:
+    """The server's engine, driven by hand."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.window = ModelConfig.from_folder(Path(config.model)).sliding_window
+        loop, ready = start_engine(config, self._take)
+        self.loop: EngineLoop = loop
+        self.ready: Ready = ready
+        self.recorder = Recorder(loop.runner, self.window)
+        loop.runner = self.recorder
+        self._draw = Random(1)
+        self._serial = 0
+
+    def steps(self, prompts: list[list[int]], answer: int) -> list[tuple[Work, float]]:
+        """Each step of answering these prompts at once, and its seconds from plan to output."""
+        for prompt in prompts:
+            self._serial += 1
+            params = SamplingParams(max_tokens=answer, temperature=1.0, seed=self._serial)
+            request = Request(
+                request_id=str(self._serial), prompt=prompt, params=params, arrival=float(self._serial)
+            )  # fmt: skip
+            refused = self.loop.scheduler.admission.admit(request)
+            if refused is not None:
+                raise SystemExit(f"calibrate: {refused.message}")
+            self.loop.submit(request)
+        self.loop.receive()
+        found = []
+        while True:
+            self.recorder.work.clear()
+            begin = time.perf_counter()
+            if not self.loop.step():
+                return found
+            found.append((self.recorder.work[-1], time.perf_counter() - begin))
+
+    def prompt(self, length: int) -> list[int]:
+        """Never the same twice: nothing of it is in the cache."""
+        return [self._draw.randrange(300, 1900) for _ in range(length)]
+
+    def _take(self, message: StepOutputs | Refused) -> None:
+        if isinstance(message, Refused):
+            raise SystemExit(f"calibrate: {message.message}")
+        for output in message.outputs:
+            if output.error is not None:
+                raise SystemExit(f"calibrate: {output.error}")
+
+
+def measure(engine: Engine, batches: tuple[int, ...], longest: int) -> list[tuple[Work, float]]:
+    """Steps of the handful of kinds, each with its median seconds."""
+    found: defaultdict[tuple[object, ...], list[tuple[Work, float]]] = defaultdict(list)
+    for repeat in range(REPEATS):
+        for context in CONTEXTS:
+            for batch in batches:
+                different = [engine.prompt(context) for _ in range(min(DIFFERENT, batch))]
+                prompts = [list(different[place % len(different)]) for place in range(batch)]
+                for work, seconds in engine.steps(prompts, ANSWER):
+                    if work.decode_rows == batch and not work.prefills:
+                        found["decode", context, batch].append((work, seconds))
+        for length in PROMPTS:
+            for work, seconds in engine.steps([engine.prompt(length)], 1):
+                found["prompt", work.prefills].append((work, seconds))
+        if repeat:
+            for work, seconds in engine.steps([engine.prompt(min(LONG, longest - 1))], 1):
+                found["long", work.prefills].append((work, seconds))
+    return [_median(each) for key, each in found.items() if key[0] == "decode" or key[1]]
+
+
+def _median(steps: list[tuple[Work, float]]) -> tuple[Work, float]:
+    work = steps[len(steps) // 2][0]
+    keys = round(statistics.median(each.decode_keys for each, _ in steps))
+    seconds = statistics.median(seconds for _, seconds in steps)
+    return Work(work.decode_rows, keys, work.prefills, work.sampled), seconds
+
+
+def fit(steps: list[tuple[Work, float]], window: int | None) -> dict[str, Any]:
+    """The table and the prices of a Calibration: least squares of the relative errors.
+
+    No price is below zero: where one would be, the others are fitted without it.
+    """
+    tokens = sorted({work.tokens for work, _ in steps})
+    matrix = np.zeros((len(steps), len(tokens) + len(PRICES)))
+    for line, (work, _) in enumerate(steps):
+        pairs = sum(prefill_pairs(count, start, window) for count, start in work.prefills)
+        matrix[line, tokens.index(work.tokens)] = 1
+        matrix[line, len(tokens) :] = bool(work.prefills), work.sampled, work.decode_keys, pairs
+    relative = matrix / np.array([[seconds] for _, seconds in steps])
+    scale = relative.max(axis=0)
+    kept = list(range(matrix.shape[1]))
+    while True:
+        solution = np.linalg.lstsq((relative / scale)[:, kept], np.ones(len(steps)), rcond=None)[0]
+        if (solution >= 0).all():
+            break
+        kept.remove(kept[int(np.argmin(solution))])
+    found = np.zeros(matrix.shape[1])
+    found[kept] = solution / scale[kept]
+    prices = dict(zip(PRICES, found[len(tokens) :].tolist(), strict=True))
+    return {"tokens": tokens, "seconds": found[: len(tokens)].tolist(), **prices}
+
+
+def calibrate(config: EngineConfig) -> Calibration:
+    engine = Engine(config)
+    limits, pool = engine.loop.scheduler.limits, engine.loop.scheduler.pool
+    batches = tuple(batch for batch in BATCHES if batch <= limits.max_sequences)
+    steps = measure(engine, batches, limits.max_model_len)
+    made = Calibration(
+        model=Path(config.model).resolve().name,
+        machine={
+            "processor": platform.processor() or platform.machine(),
+            "device": engine.ready.device,
+            "attention": engine.ready.attention,
+            "dtype": engine.ready.dtype,
+            "threads": str(torch.get_num_threads()),
+            "torch": importlib.metadata.version("torch"),
+            "python": platform.python_version(),
+        },
+        engine={
+            "max_num_seqs": limits.max_sequences,
+            "max_tokens_per_step": limits.max_tokens_per_step,
+            "max_model_len": limits.max_model_len,
+            "block_size": limits.block_size,
+            "num_blocks": pool.num_blocks,
+            "deterministic": limits.deterministic,
+            "prefill_stretch": limits.prefill_stretch,
+        },
+        window=engine.window,
+        **fit(steps, engine.window),
+    )
+    model = Calibrated(made)
+    fitted = [
+        {
+            "rows": work.decode_rows,
+            "keys": work.decode_keys,
+            "prompt": sum(count for count, _ in work.prefills),
+            "after": sum(start for _, start in work.prefills),
+            "ms": took * 1e3,
+            "said_ms": model.cost(work).device * 1e3,
+        }
+        for work, took in steps
+    ]
+    return msgspec.structs.replace(made, fitted=fitted)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("model", help="the checkpoint's folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--threads", type=int, help="as the server's option")
+    parser.add_argument("--max-num-seqs", type=int, default=64, help="as the server's option [default: 64]")
+    options = parser.parse_args()
+    config = EngineConfig(
+        model=options.model, threads=options.threads, max_num_seqs=options.max_num_seqs, progress=False
+    )
+    made = calibrate(config)
+    options.out.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
+    worst = max(made.fitted, key=lambda step: abs(step["said_ms"] / step["ms"] - 1))
+    off = worst["said_ms"] / worst["ms"] - 1
+    print(f"{options.out}: {len(made.fitted)} kinds of steps, the worst of them told {off:+.1%} off")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
