@@ -1,4 +1,4 @@
-"""What both endpoints do with a request once its body is checked, and how an answer gets to the client."""
+"""How an answer gets to the client: in one piece, or as a stream of events."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ import msgspec
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from leoserve.api.context import ServerContext, context_of
-from leoserve.api.errors import ApiError, as_api_error, bad_request, model_not_found, unavailable
+from leoserve.api.errors import ApiError, as_api_error
 from leoserve.api.eventstream import EventStream
 from leoserve.api.generation import Generation, Watch
-from leoserve.api.protocol.base import SamplingFields, StreamOptions
+from leoserve.api.protocol.base import StreamOptions
 from leoserve.api.protocol.body import warning_headers
 from leoserve.api.record import Record
 from leoserve.api.stream import Delta
@@ -51,42 +50,6 @@ class Shape(WholeShape, Protocol):
 
     def chunks(self, delta: Delta) -> Iterable[dict[str, Any]]: ...
     def usage_chunk(self) -> dict[str, Any]: ...
-
-
-def begin(request: HttpRequest, endpoint: str) -> Record:
-    """The record of a request that has just arrived."""
-    context = context_of(request)
-    record = Record(
-        context.metrics,
-        request.state.request_id,
-        endpoint,
-        charge=request.state.charge,
-        timeout=context.settings.request_timeout,
-    )
-    request.state.record = record
-    return record
-
-
-def check_servable(context: ServerContext, body: SamplingFields, choices: int) -> None:
-    """Raises ApiError when the model is not served, the server not ready, or too many answers are wanted."""
-    check_served(context, body.model)
-    if choices > context.settings.max_choices:
-        param = "n" if body.n == choices else "best_of"
-        raise bad_request(f"Invalid '{param}': At most {context.settings.max_choices} answers to a prompt.", param)
-
-
-def check_served(context: ServerContext, model: str) -> None:
-    """Raises ApiError when the model is not served or the server not ready."""
-    if model not in context.model_ids:
-        raise model_not_found(model, context.model_ids)
-    if context.engine.ready is None:
-        raise unavailable(context.engine.state, 5)
-
-
-def cache_salt(request: HttpRequest, body: SamplingFields) -> str:
-    """Requests with different keys never share cached prompts, nor do those of different `cache_salt`."""
-    key_hash: bytes | None = request.state.key_hash
-    return f"{key_hash.hex()[:32] if key_hash else ''}:{body.cache_salt or ''}"
 
 
 async def send_whole(request: HttpRequest, generation: Generation, shape: WholeShape) -> Response:

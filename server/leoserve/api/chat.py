@@ -11,12 +11,12 @@ from typing import Any
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from leoserve.api.answer import begin, cache_salt, check_servable, send_stream, send_whole
-from leoserve.api.context import ServerContext, context_of
+from leoserve.api.accept import accept
+from leoserve.api.answer import send_stream, send_whole
+from leoserve.api.context import ServerContext
 from leoserve.api.errors import bad_request
-from leoserve.api.generation import Generation, unless_gone
+from leoserve.api.generation import Generation
 from leoserve.api.logprobs import chat_logprobs, prompt_logprobs
-from leoserve.api.protocol.body import read_body
 from leoserve.api.protocol.chat import ChatRequest
 from leoserve.api.record import Record
 from leoserve.api.sampling import check_length, check_logprobs, check_size, context_length, sampling_params, truncated
@@ -30,14 +30,7 @@ from leoserve.text.template import RenderedPrompt, TemplateError
 
 async def create(request: HttpRequest) -> Response:
     """Answer a chat."""
-    context = context_of(request)
-    record = begin(request, "chat.completions")
-    with context.admission.place() as hold:
-        body = await read_body(request, ChatRequest, hold)
-        record.model = body.model
-        check_servable(context, body, body.n)
-        salt = cache_salt(request, body)
-        generation = await unless_gone(request, context.threads.run(prepare, context, body, record, salt))
+    body, generation = await accept(request, "chat.completions", ChatRequest, prepare)
     shape = ChatShape(body, generation)
     if body.stream:
         return await send_stream(request, generation, shape, body.stream_options)

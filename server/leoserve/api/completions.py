@@ -10,12 +10,12 @@ from typing import Any
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from leoserve.api.answer import begin, cache_salt, check_servable, send_stream, send_whole
-from leoserve.api.context import ServerContext, context_of
+from leoserve.api.accept import accept
+from leoserve.api.answer import send_stream, send_whole
+from leoserve.api.context import ServerContext
 from leoserve.api.errors import bad_request
-from leoserve.api.generation import Generation, unless_gone
+from leoserve.api.generation import Generation
 from leoserve.api.logprobs import CompletionLogprobs, prompt_logprobs
-from leoserve.api.protocol.body import read_body
 from leoserve.api.protocol.completions import MAX_PROMPTS, CompletionRequest
 from leoserve.api.record import Record
 from leoserve.api.sampling import (
@@ -36,16 +36,7 @@ from leoserve.engine.request import Request, SamplingParams
 
 async def create(request: HttpRequest) -> Response:
     """Continue one or many prompts."""
-    context = context_of(request)
-    record = begin(request, "completions")
-    with context.admission.place() as hold:
-        body = await read_body(request, CompletionRequest, hold)
-        record.model = body.model
-        check_servable(context, body, body.choices)
-        if len(body.prompts) * body.choices > max(MAX_PROMPTS, context.settings.max_choices):
-            raise bad_request(f"At most {MAX_PROMPTS} answers to one request: prompts times answers to each.", "prompt")
-        salt = cache_salt(request, body)
-        generation = await unless_gone(request, context.threads.run(prepare, context, body, record, salt))
+    body, generation = await accept(request, "completions", CompletionRequest, prepare)
     shape = CompletionShape(body, generation)
     if body.stream:
         return await send_stream(request, generation, shape, body.stream_options)
@@ -55,6 +46,8 @@ async def create(request: HttpRequest) -> Response:
 def prepare(context: ServerContext, body: CompletionRequest, record: Record, salt: str) -> Generation:
     """Tokenize and check every prompt. Raises ApiError, and ClientGone between two prompts. Runs in a thread."""
     record.id = f"cmpl-{uuid.uuid4().hex}"
+    if len(body.prompts) * body.choices > max(MAX_PROMPTS, context.settings.max_choices):
+        raise bad_request(f"At most {MAX_PROMPTS} answers to one request: prompts times answers to each.", "prompt")
     shared = parameters(context, body)
     check_carried(shared, len(body.prompts))
     requests = []

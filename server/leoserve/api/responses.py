@@ -11,11 +11,11 @@ from typing import Any
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from leoserve.api.answer import begin, cache_salt, check_servable, send_events, send_whole
-from leoserve.api.context import ServerContext, context_of
+from leoserve.api.accept import accept
+from leoserve.api.answer import send_events, send_whole
+from leoserve.api.context import ServerContext
 from leoserve.api.errors import ApiError, bad_request, shorten
-from leoserve.api.generation import Generation, unless_gone
-from leoserve.api.protocol.body import read_body
+from leoserve.api.generation import Generation
 from leoserve.api.protocol.responses import (
     STATELESS,
     CallItem,
@@ -41,14 +41,7 @@ TOO_LONG = "context_length_exceeded"
 
 async def create(request: HttpRequest) -> Response:
     """Answer a conversation with a response."""
-    context = context_of(request)
-    record = begin(request, "responses")
-    with context.admission.place() as hold:
-        body = await read_body(request, ResponsesRequest, hold)
-        record.model = body.model
-        check_servable(context, body, body.n)
-        salt = cache_salt(request, body)
-        generation = await unless_gone(request, context.threads.run(prepare, context, body, record, salt))
+    body, generation = await accept(request, "responses", ResponsesRequest, prepare)
     shape = ResponseShape(body, generation)
     if body.stream:
         return await send_events(request, generation, partial(events, shape))

@@ -9,7 +9,7 @@ from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
 from leoserve.api import chat
-from leoserve.api.answer import begin, cache_salt, check_servable, check_served
+from leoserve.api.accept import accept, begin, check_served
 from leoserve.api.context import ServerContext, context_of
 from leoserve.api.generation import unless_gone
 from leoserve.api.ops import as_json
@@ -82,14 +82,7 @@ def text_of(context: ServerContext, tokens: list[int]) -> str:
 async def render(request: HttpRequest) -> Response:
     """The prompt that a chat becomes, as text and as tokens; or the error that the chat itself would be answered with.
     Takes the body of a chat."""
-    context = context_of(request)
-    record = begin(request, "chat.completions.render")
-    with context.admission.place(generates=False) as hold:
-        body = await read_body(request, ChatRequest, hold)
-        record.model = body.model
-        check_servable(context, body, body.n)
-        salt = cache_salt(request, body)
-        told = await unless_gone(request, context.threads.run(prompt_of, context, body, record, salt))
+    _, told = await accept(request, "chat.completions.render", ChatRequest, prompt_of, generates=False)
     return as_json(told, warning_headers(request))
 
 

@@ -262,5 +262,10 @@ class SamplingFields(RequestBody):
             raise bad_request("Invalid 'truncate_prompt_tokens': Should be -1 or at least 1.", "truncate_prompt_tokens")
 
     @property
+    def choices(self) -> int:
+        """How many answers to generate for each prompt."""
+        return self.n
+
+    @property
     def stop_strings(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
