@@ -116,6 +116,25 @@ def test_gates_are_torch_s(dtype: torch.dtype, inner: int) -> None:
     torch.testing.assert_close(native.silu_and_mul(gate_up), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("columns", [1, 15, 16, 32128, 32003])
+def test_the_largest_is_torch_s_and_the_first_of_equals(columns: int) -> None:
+    logits = drawn(9, columns, dtype=torch.float32)
+    logits[1] = 0.5  # all equal
+    logits[2, -1] = 50
+    logits[3] = -float("inf")
+    logits[4, columns // 2 :] = float("inf")
+    logits[5, columns // 2] = float("nan")
+    logits[6, ::3] = 40
+    peaks, places = native.argmax(logits)
+    expected = logits.max(1)
+    assert torch.equal(peaks[5].isnan(), torch.tensor(True))
+    kept = [row for row in range(9) if row != 5]
+    assert torch.equal(peaks[kept], expected.values[kept])
+    for row in kept:
+        assert places[row] == (logits[row] == peaks[row]).nonzero()[0, 0]
+
+
 def test_exponentials_reach_into_every_corner() -> None:
     x = torch.cat([torch.linspace(-200, 200, 4001), torch.tensor([float("inf"), -float("inf"), float("nan")])])
     gate_up = torch.cat([x, torch.ones_like(x)])[None]

@@ -159,7 +159,7 @@ void multiply(Pool& pool, const Job<T, Out>& job) {
     // Panels of a task: enough to be worth taking, few enough to share. Reads at 20 bytes, computes at 60 operations a ns.
     const long panel_ns = std::max(job.panel_bytes() / 20, chunk * job.steps() * PANEL * 4 / 60) + 1;
     const long fair = std::max(1L, job.panels() * chunks / (4L * pool.threads()));
-    const long group = std::max(std::min(4L, job.panels()), std::min(fair, TASK_NANOSECONDS / panel_ns));
+    const long group = (std::max(4L, std::min(fair, TASK_NANOSECONDS / panel_ns)) + 3) / 4 * 4;  // whole wide blocks
     const long groups = (job.panels() + group - 1) / group;
     std::vector<long> taken(pool.threads(), -1);
     parallel(pool, (int)(chunks * groups), [&](int task, int thread) {
