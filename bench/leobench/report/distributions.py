@@ -31,13 +31,17 @@ QUANTITIES: dict[str, Callable[[RequestRecord], Iterable[float]]] = {"ttft": _on
 
 
 def distributions(entries: Sequence[Shown]) -> dict[str, Any]:
-    """For each quantity the common `edges` (bins + 1, seconds) and one item a run, None where it has no values."""
+    """For each quantity the common `edges` (bins + 1, seconds) and one item a run, None where it has no values.
+
+    `clipped`: the first bin has shorter ones, too.
+    """
     found: dict[str, Any] = {}
     for name, of in QUANTITIES.items():
         values = [_values(entry, of) for entry in entries]
         edges = _edges([part for part in values if part.size])
         found[name] = {
             "edges": [float(edge) for edge in edges],
+            "clipped": any(part.size and part[0] < SHORTEST for part in values),
             "runs": [_distribution(part, edges) if part.size else None for part in values],
         }
     return found

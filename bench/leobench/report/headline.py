@@ -28,7 +28,7 @@ def warnings(entries: Sequence[Shown]) -> str:
 def _warnings(entry: Shown) -> list[str]:
     requests = entry.summary["requests"]
     ok, failed = requests["ok"], requests["failed"]
-    lines = [f"the client: {line}" for line in entry.run.client.warnings]
+    lines = [line[:1].upper() + line[1:] for line in entry.run.client.warnings]
     if failed:
         part = share(failed / (ok + failed))
         lines.append(f"{count(failed, 'request')} ({part}) failed; latencies are of those that were answered.")
@@ -46,9 +46,9 @@ def cards(entry: Shown) -> str:
     goodput = summary["goodput"]
     items = [
         _card("Output", number(rates["output_tokens_s"]), "tokens/s", f"{number(rates['prompt_tokens_s'])} of prompts"),
-        _card("Answers", number(rates["requests_s"]), "a second", f"{_mean_concurrency(summary)} at once"),
+        _card("Answers", number(rates["requests_s"]), "/s", f"{_mean_concurrency(summary)} at once"),
         *(_latency_card(BOUNDS[name], summary[name]) for name in ("ttft", "itl", "e2e")),
-        _card("Goodput", number(goodput["requests_s"]), "a second", f"{share(goodput['share'])} within {bounds(slo)}")
+        _card("Goodput", number(goodput["requests_s"]), "/s", f"{share(goodput['share'])} within {bounds(slo)}")
         if goodput and slo
         else _card("Goodput", MISSING, "", "no bounds were set"),
         _card("Errors", f"{failed:,}", f"of {requests['ok'] + failed:,}", kinds or "every request was answered"),

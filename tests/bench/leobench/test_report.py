@@ -14,6 +14,7 @@ from leobench.report.page import page
 from leobench.report.timeline import timeline
 from leobench.report.wording import duration, number, share
 from leobench.summary import measured, summarize
+from tests.conftest import Server
 
 from . import made
 from .browser import CHROMIUM, Browser
@@ -54,6 +55,19 @@ def test_a_runs_charts_have_a_mark_for_every_datum(browser: Browser, tmp_path: P
     assert browser.count("#timeline .error") == len(run.requests) - len(answered) > 0
     assert browser.count("#timeline path.mark") == 3 + 3 + 1 + 1, "requests, rates, tokens, cache"
     assert browser.count("#timeline .warmup") == 10, "in each of five frames, before measuring and after it"
+
+
+@needs_browser
+def test_a_run_against_a_real_server_becomes_a_page(browser: Browser, tmp_path: Path, demo_server: Server) -> None:
+    file, out = tmp_path / "run.json", tmp_path / "page.html"
+    load = ["--requests", "12", "--concurrency", "3", "--warmup", "2", "--output-tokens", "16", "--name", "real"]
+    assert cli.main(["run", "--url", demo_server.url, *load, "--scrape-every", "0.05", "--out", str(file)]) == 0
+    assert cli.main(["report", str(file), "--out", str(out)]) == 0
+    browser.open(out)
+    assert browser.said == []
+    assert browser.count("#timeline .dot") == 14
+    assert browser.count("#timeline path.mark") == 3 + 2 + 1 + 1, "the server said what runs, waits and is cached"
+    assert "leoserve" in browser.evaluate("[...document.querySelectorAll('.words')].map((t) => t.textContent).join()")
 
 
 @needs_browser

@@ -113,7 +113,8 @@ function upTo(run, value) {
 function distribution(parent, name, title, noun) {
   const { edges, runs } = data.distributions[name];
   const shown = [...visible].sort((a, b) => a - b).filter((place) => runs[place]);
-  const made = figure(parent, "distribution-" + name, title, `share of ${noun} in each of ${edges.length - 1} bins; below, of those that took at most so long`);
+  const first = data.distributions[name].clipped ? ` (the first has all below ${duration(edges[0])}, too)` : "";
+  const made = figure(parent, "distribution-" + name, title, `share of ${noun} in each of ${edges.length - 1} bins${first}; below, of those that took at most so long`);
   if (!shown.length) { node("p", {}, made, "No chosen run has any."); return; }
   const on = canvas(made, 350, `${title}: histogram and cumulative share`, shown.map((place) => {
     const run = runs[place];

@@ -79,7 +79,7 @@ function tokens(on, x, top, bottom, run) {
   sliced(on, x, y, run, "output_tokens");
 }
 function cache(on, x, top, bottom, run) {
-  const y = frame(on, top, bottom, { scale: linear, domain: [0, 1], format: tickPercent });
+  const y = frame(on, top, bottom, { scale: linear, domain: [0, Math.min(1, most(run.server.cache_usage))], format: tickPercent });
   const lost = run.server.preemptions || [], total = lost[lost.length - 1];
   titled(on, top, "KV cache in use", total ? [[PARTS.preemptions, `${number(total)} preemptions`]] : []);
   sampled(on, x, y, run, "cache_usage");
