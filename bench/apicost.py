@@ -8,7 +8,7 @@ client that parses nothing streams completions, and the CPU time of the API proc
 from the scheduler's statistics. A busy machine changes it far less than it changes any time that passes.
 
 Prints JSON: for each number of streams the microseconds of CPU for each streamed token, by part, while all streams run;
-and those of a whole request that streams one token, sent one after another over a connection that stays open.
+and those of a whole request that streams one token, sent one after another over connections that stay open.
 
 To see where the time goes: `--hold` prints the process id and streams until Ctrl-C, for `py-spy record --pid`.
 """
@@ -37,7 +37,7 @@ SAID = "Die Hauptstadt von Frankreich ist Paris; schöne Grüße aus Köln, übe
 PROMPT = "Die Straße führt am Fluss entlang. " * 12  # about 128 tokens
 LEVELS = {1: 1500, 16: 800, 64: 400, 256: 120}  # streams: tokens of each
 STEP_SECONDS, STEP_SECONDS_EACH = 0.002, 0.00015  # a step's length, and what each sequence adds to it
-REQUESTS = 400
+REQUESTS, WARM_UP = 600, 50
 READY = b"leoserve is ready"
 
 
@@ -48,7 +48,7 @@ def serve(port: int) -> NoReturn:
     from leoserve.settings import Settings
 
     connection.ENGINE = (str(Path(__file__).resolve()), "--role", "engine")
-    sys.exit(server.serve(Settings(port=port, log_requests=False)))
+    sys.exit(server.serve(Settings(port=port)))
 
 
 def engine() -> NoReturn:
@@ -206,24 +206,34 @@ def tokens_cost(port: int, pid: int, count: int, tokens: int) -> dict[str, float
     return after.since(before, seen - since)
 
 
-def requests_cost(port: int, pid: int) -> dict[str, float]:
-    """The cost of a request that streams one token."""
-    stream = connect(port)
-    for number in range(REQUESTS + 20):
-        if number == 20:  # the first ones warm up
-            before = Cpu.of(pid)
-        stream.ask(1)
-        while not stream.read():
-            pass
-    return Cpu.of(pid).since(before, REQUESTS)
+def requests_cost(port: int, pid: int, count: int) -> dict[str, float]:
+    """The cost of a request that streams one token, while `count` connections send one after another."""
+    begun = 0
+    with selectors.DefaultSelector() as selector:
+        for _ in range(count):
+            stream = connect(port)
+            selector.register(stream.socket, selectors.EVENT_READ, stream)
+            stream.ask(1)
+        ended = 0
+        while ended < REQUESTS:
+            for key, _ in selector.select():
+                if key.data.read():
+                    ended += 1
+                    key.data.ask(1)
+            if ended >= WARM_UP and not begun:
+                before, begun = Cpu.of(pid), ended
+        cost = Cpu.of(pid).since(before, ended - begun)
+        for key in list(selector.get_map().values()):
+            key.data.socket.close()
+    return cost
 
 
 def measure() -> dict[str, Any]:
     with served() as (port, pid):
-        requests_cost(port, pid)
+        requests_cost(port, pid, 1)
         figures = {
             "us_per_token": {count: tokens_cost(port, pid, count, tokens) for count, tokens in LEVELS.items()},
-            "us_per_request": requests_cost(port, pid),
+            "us_per_request": {count: requests_cost(port, pid, count) for count in (1, 16)},
         }
     return {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(), **figures}
 

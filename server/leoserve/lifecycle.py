@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -59,6 +60,10 @@ def run(
         timeout_graceful_shutdown=FLUSH_SECONDS,
     )
     lifecycle = Lifecycle(Server(config), engine, settings.shutdown_grace, announce)
+    # All that the imports have made stays to the end. Python would look through it again and again for garbage, for
+    # tens of milliseconds in which no token moves. It is done while the engine loads its weights.
+    gc.collect()
+    gc.freeze()
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         return runner.run(lifecycle.live(listener))
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import prometheus_client
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from leoserve.engine.client import EngineRefused
 from leoserve.engine.request import EngineStats
-from leoserve.metrics import Metrics
+from leoserve.metrics import LATENCY, Metrics
 
 from .conftest import Running
 
@@ -86,6 +91,25 @@ def test_the_tokens_of_each_step_are_counted() -> None:
     found = values(metrics)
     assert found["leoserve_step_tokens_count"] == 3
     assert found["leoserve_step_tokens_sum"] == 502
+
+
+@settings(max_examples=100, deadline=None)
+@given(seen=st.lists(st.tuples(st.sampled_from([*LATENCY, 0.0, 0.0017, 61.0, 1e6]), st.integers(1, 3)), max_size=20))
+def test_a_histogram_counts_what_the_librarys_own_counts(seen: list[tuple[float, int]]) -> None:
+    metrics, registry = Metrics(), CollectorRegistry()
+    other = prometheus_client.Histogram("leoserve_inter_token_latency_seconds", "x", buckets=LATENCY, registry=registry)
+    for value, times in seen:
+        metrics.inter_token.observe(value, times)
+        for _ in range(times):
+            other.observe(value)
+    found = {name: value for name, value in values(metrics).items() if "inter_token" in name}
+    wanted = {
+        sample.name + "".join(f"|{bound}" for bound in sample.labels.values()): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+    assert found == pytest.approx(wanted)
 
 
 def test_two_servers_in_one_process_do_not_share_metrics() -> None:

@@ -30,13 +30,14 @@ from leoserve.api.protocol.generated import ChatCompletion, ChatCompletionChunk,
 from leoserve.api.protocol.responded import ResponseEvent, ResponseObject
 from leoserve.api.protocol.responses import ResponsesRequest
 from leoserve.api.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from leoserve.api.route import Route
 from leoserve.metrics import Metrics
 
 
 def routes(keys: Keys) -> tuple[APIRouter, APIRouter]:
     """The routes that anyone may call, and those that need one of `keys` (if there are any)."""
-    anyone = APIRouter()
-    keyed = APIRouter(dependencies=[Depends(auth.require_key(keys))])
+    anyone = APIRouter(route_class=Route)
+    keyed = APIRouter(route_class=Route, dependencies=[Depends(auth.require_key(keys))])
     add_watching(anyone)
     add_generating(keyed)
     add_telling(keyed)
@@ -172,7 +173,7 @@ def create_app(context: ServerContext) -> FastAPI:
     app.state.keys = Keys(settings)
     app.state.routers = routes(app.state.keys)
     for router in app.state.routers:
-        app.include_router(router)
+        app.router.routes.extend(router.routes)  # `include_router` would make a request look for its route three times
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.cors_origin:

@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol, cast
 
 from fastapi import Request as HttpRequest
@@ -64,8 +65,12 @@ class ServerContext:
         """`system_fingerprint`: equal for equal builds serving the same model in the same way."""
         ready = self.engine.ready
         how = (ready.dtype, ready.device, ready.attention) if ready else ()
-        text = repr((leoserve.__version__, self.model_ids[0], how))
-        return "fp_" + hashlib.sha256(text.encode()).hexdigest()[:12]
+        return fingerprint(leoserve.__version__, self.model_ids[0], how)
+
+
+@cache
+def fingerprint(version: str, model: str, how: tuple[str, ...]) -> str:
+    return "fp_" + hashlib.sha256(repr((version, model, how)).encode()).hexdigest()[:12]
 
 
 def context_of(request: HttpRequest) -> ServerContext:

@@ -77,8 +77,7 @@ class Record:
             self.scheduled_at = output.scheduled_at
             self.metrics.time_to_first_token.observe(now - self.arrival)
         if choice.last_at:
-            for _ in range(count):
-                self.metrics.inter_token.observe((now - choice.last_at) / count)
+            self.metrics.inter_token.observe((now - choice.last_at) / count, count)
         else:
             choice.first_at = now
         choice.last_at = self.last_token_at = now
