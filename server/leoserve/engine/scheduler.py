@@ -120,26 +120,32 @@ class Scheduler:
         if self._in_flight and self._lacks_blocks(wanted):
             return None  # somebody must give blocks back, and those that are being written are not to be had
         step = Step()
-        planned: list[tuple[Row, Sequence]] = []
+        rows, sequences = step.rows, list[Sequence]()
         preemptions = self.stats.preemptions
         size = self.limits.block_size
         for sequence, tokens in wanted:
             if sequence.num_computed + tokens <= len(sequence.blocks) * size or self._reserve(sequence, tokens):
-                planned.append((self._row(sequence, tokens), sequence))
+                rows.append(self._row(sequence, tokens))
+                sequences.append(sequence)
         if self.waiting and self.stats.preemptions == preemptions:  # else what was just preempted would come and go
-            self._admit_waiting(step, planned)
-        if not planned:
+            self._admit_waiting(step, sequences)
+        if not rows:
             return None
-        planned.sort(key=lambda pair: not pair[0].decodes)
-        step.rows = [row for row, _ in planned]
-        for row, sequence in planned:
-            sequence.num_computed += 1 if row.tokens is None else len(row.tokens)
+        if not all(row.decodes for row in rows):
+            order = sorted(range(len(rows)), key=lambda place: not rows[place].decodes)
+            step.rows, sequences = [rows[place] for place in order], [sequences[place] for place in order]
+        self._take_on(step, sequences)
+        return step
+
+    def _take_on(self, step: Step, sequences: list[Sequence]) -> None:
+        """The step is on its way, row i for sequence i: what it computes counts as computed from here on."""
+        for row, sequence in zip(step.rows, sequences, strict=True):
+            sequence.num_computed = row.start + (1 if row.tokens is None else len(row.tokens))
             sequence.in_flight += 1
             if row.samples:
                 sequence.num_pending += 1
                 sequence.has_sampled = True
-        self._in_flight.append((step, [sequence for _, sequence in planned]))
-        return step
+        self._in_flight.append((step, sequences))
 
     def _wanted(self) -> list[tuple[Sequence, int]]:
         """The running sequences that can go on, and how many tokens of each the budget allows."""
@@ -200,7 +206,7 @@ class Scheduler:
             raise ValueError("steps are completed in the order in which they were planned")
         _, sequences = self._in_flight.popleft()
         outputs = []
-        running = Status.RUNNING
+        running, generated = Status.RUNNING, 0
         for row, result, sequence in zip(step.rows, results, sequences, strict=True):
             sequence.in_flight -= 1
             if row.samples:
@@ -209,7 +215,9 @@ class Scheduler:
                 output = self._advance(sequence, row, result)
                 if output is not None:
                     outputs.append(output)
+                    generated += len(output.token_ids)
         self._let_go()
+        self.stats.generation_tokens += generated
         if self._pace is not None:
             self._pace.note(step, seconds)
         self.stats.steps += 1
@@ -277,11 +285,15 @@ class Scheduler:
         insort(self.waiting, sequence, key=_order)
         self.stats.preemptions += 1
 
-    def _admit_waiting(self, step: Step, planned: list[tuple[Row, Sequence]]) -> None:
-        """Start waiting sequences, the first in order first; none overtakes one that only lacks blocks."""
-        budget = self._unplanned(planned)
-        paced = self._paced_tokens(beside=sum(row.decodes for row, _ in planned))
-        paced -= sum(row.count for row, sequence in planned if sequence.paced and not row.decodes)
+    def _admit_waiting(self, step: Step, sequences: list[Sequence]) -> None:
+        """Start waiting sequences, the first in order first; none overtakes one that only lacks blocks.
+
+        `sequences` are those of the step's rows so far.
+        """
+        budget = self._unplanned(step)
+        paced = self._paced_tokens(beside=sum(row.decodes for row in step.rows))
+        for row, sequence in zip(step.rows, sequences, strict=True):
+            paced -= row.count if sequence.paced and not row.decodes else 0
         for sequence in list(self.waiting):
             if budget <= 0 or not self._free_slots:
                 return
@@ -297,11 +309,12 @@ class Scheduler:
                 tokens = min(tokens, paced)
                 paced -= tokens
             budget -= tokens
-            planned.append((self._row(sequence, tokens, admitted=True), sequence))
+            step.rows.append(self._row(sequence, tokens, admitted=True))
+            sequences.append(sequence)
 
-    def _unplanned(self, planned: list[tuple[Row, Sequence]]) -> int:
-        """How many tokens a step has room for beside these rows."""
-        return self.limits.max_tokens_per_step - sum(row.count for row, _ in planned)
+    def _unplanned(self, step: Step) -> int:
+        """How many tokens a step has room for beside its rows."""
+        return self.limits.max_tokens_per_step - step.num_tokens
 
     def _donor(self, sequence: Sequence) -> Sequence | None:
         """A running choice of the same request, whose prompt blocks can be shared."""
@@ -413,7 +426,6 @@ class Scheduler:
         if token is None:
             raise ValueError("a row that samples came back without a token")
         sequence.tokens.append(token)
-        self.stats.generation_tokens += 1
         reason: FinishReason | None = None
         if result.complete or len(sequence.tokens) >= sequence.limit or token in sequence.request.params.stop_token_ids:
             reason = "stop" if result.complete else self._finish_reason(sequence, token)

@@ -42,7 +42,6 @@ R = TypeVar("R", bound=StepRunner)
 KV_DTYPES = {"auto": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 TOKENS_PER_STEP = {"cpu": 512, "cuda": 8192}  # a CPU's steps stay short enough for those who generate
 PREFILL_STRETCH = {"cpu": 2.5, "cuda": None}  # steps in flight at the same time are not measured one by one
-PREFILL_STRETCH = {"cpu": 2.5, "cuda": None}  # steps in flight at the same time are not measured one by one
 SECONDS_BETWEEN_LINES = 5.0
 LARGE = 1_000_000_000  # bytes of weights from which on each part of the start takes a second or more
 
@@ -126,7 +125,6 @@ def _limits(config: EngineConfig, place: leokernels.Place, max_model_len: int, b
         max_model_len=max_model_len,
         block_size=block_size,
         prefix_caching=config.enable_prefix_caching,
-        prefill_stretch=config.prefill_stretch or PREFILL_STRETCH[place.device.type],
         deterministic=place.deterministic,
         prefill_stretch=config.prefill_stretch or PREFILL_STRETCH[place.device.type],
     )

@@ -37,6 +37,7 @@ class Batch:
 
     tokens: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64
+    slots: list[int]  # of the rows
     metadata: AttentionMetadata
 
 
@@ -48,21 +49,23 @@ def build_batch(step: Step, tables: BlockTables, last_token: Int64, device: torc
     rows = step.rows
     counts = np.array([1 if row.tokens is None else len(row.tokens) for row in rows], dtype=np.int64)
     starts = np.array([row.start for row in rows], dtype=np.int64)
-    slots = np.array([row.slot for row in rows], dtype=np.int64)
+    slots = [row.slot for row in rows]
+    where: Int64 = np.array(slots)
     contexts = starts + counts
     context_lens = contexts.tolist()
     longest = max(context_lens)
-    table = tables.of(slots, longest)
+    table = tables.of(where, longest)
     query_start: Int64 = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(counts, out=query_start[1:])
     row_of_token: Int64 = np.arange(len(rows))
-    positions, tokens = starts, last_token[slots]
+    positions, tokens = starts, last_token[where]
     if query_start[-1] > len(rows):
         row_of_token = np.repeat(row_of_token, counts)
         positions = np.arange(query_start[-1]) - (query_start[:-1] - starts)[row_of_token]
         tokens = tokens[row_of_token]
-    for row, begin in zip(rows, query_start.tolist(), strict=False):
+    for number, row in enumerate(rows):
         if row.tokens is not None:
+            begin = query_start[number]
             tokens[begin : begin + len(row.tokens)] = row.tokens
     block, offset = np.divmod(positions, tables.block_size)
     slot_mapping = table[row_of_token, block] * np.int64(tables.block_size) + offset
@@ -77,4 +80,4 @@ def build_batch(step: Step, tables: BlockTables, last_token: Int64, device: torc
         max_query=int(counts.max()),
         max_context=longest,
     )
-    return Batch(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), metadata)
+    return Batch(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), slots, metadata)

@@ -46,9 +46,7 @@ class Runner:
         batch = build_batch(step, self.tables, self._last_token, self.device)
         hidden = self.model.forward(batch.tokens, batch.positions, self.key_value, batch.metadata)
         scored = self._score_prompts(step, hidden)
-        results = self._sample(
-            step, batch, hidden
-        )  # last: a sampler that was done cannot be tried again
+        results = self._sample(step, batch, hidden)  # last: a sampler that was done cannot be tried again
         for number, logprobs in scored:
             results[number].prompt_logprobs = logprobs
         return Computed(results)
@@ -75,8 +73,9 @@ class Runner:
         if len(wanted) < len(batch.tokens):
             ends = batch.metadata.query_start[1:].long() - 1
             hidden = hidden[ends[wanted]]
-        slots = [step.rows[number].slot for number in wanted]
-        positions = [batch.metadata.context_lens[number] for number in wanted]
+        slots, positions = batch.slots, batch.metadata.context_lens  # where a row's next token will stand
+        if len(wanted) < len(slots):
+            slots, positions = [slots[number] for number in wanted], [positions[number] for number in wanted]
         sampled = self.sampler.sample(self.model.logits(hidden), slots, positions)
         self._last_token[slots] = sampled.token_ids
         found = sampled.results()
