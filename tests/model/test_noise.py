@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from leoserve.model.noise import philox4x32, uniforms
+from leoserve.model.noise import AHEAD, Noise, philox4x32, uniforms
 
 # "philox4x32 10" of kat_vectors in the Random123 distribution: counter, key, result.
 KNOWN = [
@@ -63,3 +63,20 @@ def test_numbers_are_uniform_over_positions_seeds_and_choices() -> None:
         chi_square = ((observed - count / bins) ** 2 / (count / bins)).sum()
         assert 55 < chi_square < 150  # 99 degrees of freedom: outside with probability below 0.001
         assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.02
+
+
+def test_numbers_made_ahead_are_those_of_each_position_whatever_was_asked_before() -> None:
+    noise = Noise(3)
+    draw = np.random.default_rng(1)
+    owners = {slot: (slot + 7, slot) for slot in range(3)}
+    for slot, owner in owners.items():
+        noise.set_slot(slot, *owner)
+    for turn in range(200):
+        if turn % 50 == 49:  # a slot gets another sequence
+            owners[1] = (turn, 5)
+            noise.set_slot(1, *owners[1])
+        slots = draw.permutation(3)[: draw.integers(1, 4)]
+        positions = draw.integers(0, 3 * AHEAD, len(slots))
+        seed, choice = (np.array([owners[slot][part] for slot in slots], dtype=np.uint64) for part in (0, 1))
+        expected = uniforms(seed, choice, positions.astype(np.uint64))
+        assert noise.at(slots, positions).tolist() == expected.tolist()

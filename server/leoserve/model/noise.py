@@ -17,6 +17,8 @@ WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
 LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 
+AHEAD = 64  # positions: seventy numpy calls for as many numbers, not for each
+
 Words = NDArray[np.uint64]  # 32-bit words, each in a uint64 so that a product of two fits
 FourWords = tuple[Words, Words, Words, Words]
 
@@ -43,3 +45,30 @@ def uniforms(seed: Words, choice: Words, position: Words) -> NDArray[np.float64]
     high, low, _, _ = philox4x32(counter, (seed & LOW, seed >> HALF))
     bits = (high << np.uint64(21)) | (low >> np.uint64(11))
     return bits.astype(np.float64) * 2.0**-53
+
+
+class Noise:
+    """The uniform numbers of every slot, made for some positions ahead."""
+
+    def __init__(self, max_slots: int) -> None:
+        self._seed: Words = np.zeros(max_slots, dtype=np.uint64)
+        self._choice: Words = np.zeros(max_slots, dtype=np.uint64)
+        self._made = np.full(max_slots, -1, dtype=np.int64)  # which AHEAD positions a slot's numbers are for
+        self._numbers = np.empty((max_slots, AHEAD))
+
+    def set_slot(self, slot: int, seed: int, choice: int) -> None:
+        self._seed[slot], self._choice[slot], self._made[slot] = seed, choice, -1
+
+    def at(self, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The numbers of these slots at these positions; all [R]."""
+        stretch, place = np.divmod(positions, AHEAD)
+        stale = self._made[slots] != stretch
+        if stale.any():
+            self._make(slots[stale], stretch[stale])
+        return self._numbers[slots, place]
+
+    def _make(self, slots: NDArray[np.int64], stretch: NDArray[np.int64]) -> None:
+        positions = (stretch[:, None] * AHEAD + np.arange(AHEAD)).ravel().astype(np.uint64)
+        seed, choice = self._seed[slots].repeat(AHEAD), self._choice[slots].repeat(AHEAD)
+        self._numbers[slots] = uniforms(seed, choice, positions).reshape(-1, AHEAD)
+        self._made[slots] = stretch

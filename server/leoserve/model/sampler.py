@@ -28,7 +28,7 @@ from torch import Tensor
 from leoserve.model.edits import Edits, Ids, apply_edits, apply_masks
 from leoserve.model.grammar import CompiledGrammar, Masks
 from leoserve.model.logprobs import RawRows
-from leoserve.model.noise import Words, uniforms
+from leoserve.model.noise import Noise
 from leoserve.model.step import RowResult, SamplingParams, TokenLogprobs
 from leoserve.model.truncation import Truncation, argmax, draw
 
@@ -93,8 +93,7 @@ class Sampler:
         self._top_k = np.zeros(max_slots, dtype=np.int64)
         self._top_p = np.ones(max_slots, dtype=np.float64)
         self._min_p = np.zeros(max_slots, dtype=np.float64)
-        self._seed = np.zeros(max_slots, dtype=np.uint64)
-        self._choice = np.zeros(max_slots, dtype=np.uint64)
+        self._noise = Noise(max_slots)
         self._drawing: set[int] = set()  # slots that are not greedy
         self._logprobs: dict[int, int] = {}  # by slot, and so are the edits: most slots have neither
         self._prompt_logprobs = [0] * max_slots
@@ -122,8 +121,7 @@ class Sampler:
         self._top_k[slot] = params.top_k if 0 < params.top_k < self.vocab else self.vocab
         self._top_p[slot] = params.top_p
         self._min_p[slot] = params.min_p
-        self._seed[slot] = params.seed
-        self._choice[slot] = index
+        self._noise.set_slot(slot, params.seed, index)
         self._logprobs.pop(slot, None)
         if params.logprobs is not None:
             self._logprobs[slot] = params.logprobs
@@ -165,7 +163,7 @@ class Sampler:
         failed = self._check(logits, peak, {row for row, _ in edits})
         rows = _rows_in(self._drawing, slots)
         if rows:
-            where = np.array([positions[row] for row in rows], dtype=np.uint64)
+            where = np.array([positions[row] for row in rows])
             self._draw(logits, tokens, np.array(rows), np.array([slots[row] for row in rows]), where)
 
         logprobs: list[TokenLogprobs | None] = [None] * len(slots)
@@ -223,10 +221,10 @@ class Sampler:
             logits.index_fill_(0, rows, 0.0)
         return failed
 
-    def _draw(self, logits: Tensor, tokens: Tensor, rows: Ids, slots: Ids, positions: Words) -> None:
+    def _draw(self, logits: Tensor, tokens: Tensor, rows: Ids, slots: Ids, positions: Ids) -> None:
         """Overwrite `tokens` [R] in `rows` [S], those that are not greedy; `slots` and `positions` [S] are theirs."""
         truncated = self._kind[slots] == TRUNCATED
-        uniform = self._tensor(uniforms(self._seed[slots], self._choice[slots], positions))
+        uniform = self._tensor(self._noise.at(slots, positions))
         probabilities = self._probabilities(logits, rows, slots)
         for group, cut in ((np.flatnonzero(~truncated), False), (np.flatnonzero(truncated), True)):
             if not len(group):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -22,6 +23,10 @@ CANDIDATES = 64
 # Whole passes make several float64 and int64 copies of the rows: as many rows at a time as stay in a CPU's cache.
 ROWS_PER_PASS = 16
 LOW = 0xFFFFFFFF
+MOST_NEAR = 8  # times as many as are wanted
+
+Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
 
 
 def in_blocks(values: Tensor, filler: float) -> Tensor:
@@ -51,6 +56,10 @@ def top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     those blocks has an element that comes before every element of the other blocks.
     """
     rows, vocab = values.shape
+    if values.device.type == "cpu" and count <= vocab:
+        found = _top_on_cpu(values, count)
+        if found is not None:
+            return found
     blocks = in_blocks(values, -torch.inf)
     if count < blocks.shape[1]:
         chosen = _largest(blocks.amax(2), None, count)
@@ -62,23 +71,50 @@ def top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values.gather(1, found), found
 
 
+def _top_on_cpu(values: Tensor, count: int) -> tuple[Tensor, Tensor] | None:
+    """The same in numpy, in a third of the time; None where so many are equal that it would be slow.
+
+    What is at least the `count`-th largest maximum of a block is looked at: most of it is of the `count` largest.
+    """
+    rows, vocab = values.shape
+    blocks = in_blocks(values, -torch.inf)
+    peaks = blocks.amax(2).numpy() if count < blocks.shape[1] else values.numpy()
+    last = peaks.shape[1] - count
+    least = np.partition(peaks, last, axis=1)[:, last, None]
+    flat = values.numpy().ravel()
+    near = np.flatnonzero(values.numpy() >= least)
+    if len(near) > MOST_NEAR * count * rows:
+        return None
+    row, ids = np.divmod(near, vocab)
+    column = np.arange(len(near)) - np.searchsorted(row, np.arange(rows))[row]
+    keys = np.full((rows, int(column.max()) + 1), np.iinfo(np.int64).min)
+    keys[row, column] = _keys(torch.from_numpy(flat[near]), torch.from_numpy(ids)).numpy()
+    keys.sort(axis=1)
+    found = torch.from_numpy(LOW - (keys[:, : -count - 1 : -1] & LOW))
+    return values.gather(1, found), found
+
+
 def _block_of(blocks: Tensor, block: Tensor) -> Tensor:
     """Of [R, B, WIDTH] the block [R] of each row: [R, WIDTH]."""
     return blocks.gather(1, block[:, None, None].expand(-1, 1, WIDTH)).squeeze(1)
 
 
 def _largest(values: Tensor, ids: Tensor | None, count: int) -> Tensor:
-    """The ids [R, count] of the largest of [R, N], in order. `ids` names the columns where they are not 0 .. N-1.
-
-    A float's bits, the sign folded, sort like the float. With the inverted id below them in one int64 no two keys are
-    equal, so `topk`, which promises nothing about equal values, has only one possible answer.
-    """
+    """The ids [R, count] of the largest of [R, N], in order. `ids` names the columns where they are not 0 .. N-1."""
     if ids is None:
         ids = torch.arange(values.shape[1], device=values.device)
+    return LOW - (_keys(values, ids).topk(count, 1).values & LOW)
+
+
+def _keys(values: Tensor, ids: Tensor) -> Tensor:
+    """int64 that sort like the values, and among equal ones the lower id above the higher.
+
+    A float's bits, the sign folded, sort like the float. With the inverted id below them no two keys are equal, so what
+    promises nothing about equal values, such as `topk`, has only one possible answer.
+    """
     bits = (values + 0.0).view(torch.int32)  # + 0.0 makes of -0.0 the 0.0 it is equal to
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys = (ordered.to(torch.int64) << 32) + (LOW - ids)
-    return LOW - (keys.topk(count, 1).values & LOW)
+    return (ordered.to(torch.int64) << 32) + (LOW - ids)
 
 
 def draw(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -127,34 +163,39 @@ class Truncation:
     def sample(self, probabilities: Tensor, uniform: Tensor) -> Tensor:
         """Draw from [S, V] float32 probabilities, each row summing to 1, with `uniform` [S] float64: ids [S]."""
         ids, weights, covered = self._candidates(probabilities)
-        by_id, order = ids.sort(1)
-        cumulative = weights.gather(1, order).cumsum(1)
-        target = _below(uniform[:, None] * cumulative[:, -1:], cumulative[:, -1:])
-        drawn = by_id.gather(1, (cumulative <= target).sum(1, keepdim=True)).squeeze(1)
-        left = (~covered).nonzero().squeeze(1)
+        order = ids.argsort(1)
+        cumulative = np.take_along_axis(weights, order, 1).cumsum(1)
+        total = cumulative[:, -1:]
+        target = np.minimum(uniform.cpu().numpy()[:, None] * total, np.nextafter(total, 0.0))  # see _below
+        place = (cumulative <= target).sum(1, keepdims=True)
+        chosen = np.take_along_axis(ids, np.take_along_axis(order, place, 1), 1)[:, 0]
+        drawn = torch.from_numpy(chosen).to(probabilities.device)
+        left = torch.from_numpy(np.flatnonzero(~covered)).to(probabilities.device)
         for begin in range(0, len(left), ROWS_PER_PASS):
             rows = left[begin : begin + ROWS_PER_PASS]
             drawn[rows] = draw(self.of(rows).apply(probabilities[rows]), uniform[rows])
         return drawn
 
-    def _candidates(self, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The most likely tokens' ids, their float64 weights (0 if truncated), and whether nothing else is kept [S]."""
-        values, ids = top(probabilities, min(CANDIDATES, self.vocab))
-        count = values.shape[1]
-        weights = values.double()
+    def _candidates(self, probabilities: Tensor) -> tuple[Ids, Floats, NDArray[np.bool_]]:
+        """The most likely tokens' ids, their float64 weights (0 if truncated), and whether nothing else is kept [S].
+
+        In numpy, on the host: there are few of them, and each of torch's calls takes several times as long.
+        """
+        values, found = top(probabilities, min(CANDIDATES, self.vocab))
+        ids, weights = found.cpu().numpy(), values.cpu().numpy().astype(np.float64)
+        top_k, top_p, min_p = (each.cpu().numpy() for each in (self.top_k, self.top_p, self.min_p))
+        count = ids.shape[1]
         cumulative = weights.cumsum(1)
-        in_min_p = (weights >= self.min_p[:, None] * weights[:, :1]).sum(1)
-        limit = torch.minimum(self.top_k, in_min_p)
+        in_min_p = (weights >= min_p[:, None] * weights[:, :1]).sum(1)
+        limit = np.minimum(top_k, in_min_p)
+        limited = (top_k < self.vocab) | (min_p > 0)
         # Whether the end of what min_p and top_k keep is seen here, and so the mass that top_p is a share of.
-        seen = (limit < count) | (self.top_k <= count)
-        mass = torch.where(self._limited, cumulative.gather(1, limit[:, None] - 1).squeeze(1), 1.0)
-        goal = self.top_p * mass
-        nucleus = (cumulative < goal[:, None]).sum(1) + 1
-        kept = torch.where(self.top_p < 1, torch.minimum(nucleus, limit), limit)
-        covered = torch.where(self._limited, seen, (nucleus <= count) & (self.top_p < 1))
-        if count == self.vocab:
-            covered = torch.ones_like(covered)
-        weights = weights * (torch.arange(count, device=ids.device) < kept[:, None])
+        seen = (limit < count) | (top_k <= count)
+        mass = np.where(limited, np.take_along_axis(cumulative, limit[:, None] - 1, 1)[:, 0], 1.0)
+        nucleus = (cumulative < (top_p * mass)[:, None]).sum(1) + 1
+        kept = np.where(top_p < 1, np.minimum(nucleus, limit), limit)
+        covered = np.where(limited, seen, (nucleus <= count) & (top_p < 1)) | (count == self.vocab)
+        weights *= np.arange(count) < kept[:, None]
         return ids, weights, covered
 
     def apply(self, probabilities: Tensor) -> Tensor:
