@@ -117,15 +117,26 @@ def plain(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def page(comparisons: Sequence[Comparison], title: str) -> str:
-    """The same tables on a page like the report's."""
+    """The same tables on a page like the report's, with a chart of the ratios above each."""
     parts = []
-    for comparison in comparisons:
+    for place, comparison in enumerate(comparisons):
         parts.append(element("h2", comparison.title))
         if comparison.warnings:
             items = [element("li", line) for line in comparison.warnings]
             parts.append(
                 around("section", [element("h2", "Not a fair comparison?"), around("ul", items)], kind="warnings")
             )
+        parts.append(around("div", [], id=f"comparison-{place}"))
         parts.append(table("Ratios and their spread", head(comparison), rows(comparison)))
         parts.append(element("p", comparison.basis))
-    return document(title, CHANCE, "".join(parts), {})
+    return document(title, CHANCE, "".join(parts), {"comparisons": [_charted(each) for each in comparisons]})
+
+
+def _charted(comparison: Comparison) -> dict[str, Any]:
+    """What the chart shows: ratios, which have an axis in common."""
+    ratios = [each for each in comparison.differences if each.quantity.as_ratio]
+    rows = [
+        {"name": each.quantity.name, "change": each.change, "low": each.low, "high": each.high, "verdict": each.verdict}
+        for each in ratios
+    ]
+    return {"title": comparison.title, "rows": rows}

@@ -22,6 +22,7 @@ from leobench.report.shown import Shown, shown
 from leobench.report.timeline import timeline
 from leobench.slo import bound
 
+SCRIPTS = ("charts.js", "figures.js", "comparison.js", "timeline.js")  # the last one draws
 ASSETS = files("leobench.report") / "assets"
 # What a script element must not contain, and the two line breaks that JSON allows and old scripts do not.
 ESCAPES = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in "<>&\u2028\u2029"})
@@ -59,7 +60,7 @@ def page(results: Sequence[tuple[str, Run | Sweep]], title: str) -> str:
 def document(title: str, about: str, body: str, data: dict[str, Any]) -> str:
     """A whole page around `body`, which is HTML; all else is plain text and data."""
     style = (ASSETS / "style.css").read_text(encoding="utf-8")
-    script = "".join((ASSETS / name).read_text(encoding="utf-8") for name in ("charts.js", "figures.js", "timeline.js"))
+    script = "".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
     frame = (ASSETS / "page.html").read_text(encoding="utf-8")
     parts = {

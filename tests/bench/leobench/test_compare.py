@@ -223,5 +223,6 @@ def test_its_page_has_the_same_rows_and_keeps_names_text(tmp_path: Path) -> None
         assert browser.said == []
         assert browser.asked == [out.as_uri()]
         assert browser.count("tbody tr") == 11
+        assert browser.count("#comparison-0 path.interval") == 9, "of each ratio"
         assert browser.count("img") == 0
         assert browser.text("h1") == f"seed 2 against {hostile.name}"

@@ -174,8 +174,9 @@ function section(parent, title) {
   return node("div", { class: "charts" }, parent);
 }
 function draw() {
+  drawComparisons();
   const charts = document.getElementById("charts");
-  if (!charts) return;  // a comparison has tables alone
+  if (!charts) return;  // a comparison has none of these
   charts.replaceChildren();
   if (data.runs.length > 1) {
     const part = section(charts, "Throughput against latency");
