@@ -135,6 +135,8 @@ class Measurement:
         if bench.options.warmup:
             others = WarmUp(self.workload, self.load.seed, bench.options.endpoint, bench.words)
             await beside(self.warmup.run(others), self.progress.follow(self.warmup))
+        if every:
+            await self.scraper.sample()
         self.watch.begin()
         self.measured_from = self.now()
         watching = [self.progress.follow(self.drive), self.watch.follow()]

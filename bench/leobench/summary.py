@@ -146,12 +146,13 @@ def concurrency(requests: Sequence[RequestRecord], begin: float, end: float) -> 
 def server(samples: Sequence[ServerSample], begin: float, end: float) -> dict[str, Any]:
     """Means and maxima of what the servers said, all URLs together, and by how much their counters grew.
 
-    Empty where no server said anything. Samples of several URLs were taken at the same `time`. Counters are read to the
-    first sample after the end, which saw everything that happened before.
+    Empty where no server said anything. Samples of several URLs were taken at the same `time`. Counters are read from
+    the last sample before the beginning to the first after the end, between which everything happened.
     """
-    ordered = sorted((sample for sample in samples if sample.time >= begin), key=lambda sample: sample.time)
-    after = next((sample.time for sample in ordered if sample.time > end), end)
-    inside = [sample for sample in ordered if sample.time <= end]
+    ordered = sorted(samples, key=lambda sample: sample.time)
+    before = max((sample.time for sample in ordered if sample.time <= begin), default=begin)
+    after = min((sample.time for sample in ordered if sample.time >= end), default=end)
+    inside = [sample for sample in ordered if begin <= sample.time <= end]
     moments = [list(group) for _, group in groupby(inside, lambda sample: sample.time)]
     told: dict[str, Any] = {}
     for name in ("running", "waiting", "cache_usage"):
@@ -163,7 +164,7 @@ def server(samples: Sequence[ServerSample], begin: float, end: float) -> dict[st
         if values:
             told[name] = {"mean": sum(values) / len(values), "max": max(values)}
     for name in COUNTERS:
-        counted = [sample for sample in ordered if sample.time <= after]
+        counted = [sample for sample in ordered if before <= sample.time <= after]
         growth = [grown for url in {s.url for s in counted} if (grown := _growth(counted, name, url)) is not None]
         if growth:
             told[name] = sum(growth)

@@ -104,7 +104,12 @@ class Double:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         arrived = time.monotonic()
-        sent = Sent(len(self.log), await request.json(), dict(request.headers), arrived)
+        sent = Sent(
+            len(self.log),
+            await request.json(),
+            {name.lower(): value for name, value in request.headers.items()},
+            arrived,
+        )
         self.log.append(sent)
         if self.plan.fail and (sent.number + 1) % self.plan.fail == 0:
             return web.json_response({"error": {"message": "no room"}}, status=503)

@@ -103,8 +103,10 @@ def test_concurrency_is_what_the_server_had_at_a_time() -> None:
 
 def test_servers_add_up_and_counters_grow_through_a_restart() -> None:
     samples = [
-        ServerSample(0.0, running=1, cache_usage=0.2, generation_tokens=100),
-        ServerSample(0.0, running=3, cache_usage=0.4, generation_tokens=1000, url=1),
+        ServerSample(-9.0, generation_tokens=1),
+        ServerSample(-1.0, generation_tokens=90),  # the last before the beginning
+        ServerSample(0.5, running=1, cache_usage=0.2, generation_tokens=100),
+        ServerSample(0.5, running=3, cache_usage=0.4, generation_tokens=1000, url=1),
         ServerSample(5.0, running=2, cache_usage=0.6, generation_tokens=150),
         ServerSample(5.0, running=6, cache_usage=0.8, generation_tokens=20, url=1),  # started anew
         ServerSample(10.5, running=0, cache_usage=0.0, generation_tokens=160),  # the first after the end
@@ -114,7 +116,7 @@ def test_servers_add_up_and_counters_grow_through_a_restart() -> None:
     told = summarize(run_of(answered(0.0, 4.0), samples=samples))["server"]
     assert told["running"] == {"mean": 6.0, "max": 8.0}
     assert told["cache_usage"] == {"mean": pytest.approx(0.5), "max": pytest.approx(0.7)}
-    assert told["generation_tokens"] == 60 + 50
+    assert told["generation_tokens"] == 70 + 50
     assert "waiting" not in told
 
 
