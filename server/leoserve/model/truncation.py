@@ -57,9 +57,9 @@ def top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     rows, vocab = values.shape
     if values.device.type == "cpu" and count <= vocab:
-        found = _top_on_cpu(values, count)
-        if found is not None:
-            return found
+        quick = _top_on_cpu(values, count)
+        if quick is not None:
+            return quick
     blocks = in_blocks(values, -torch.inf)
     if count < blocks.shape[1]:
         chosen = _largest(blocks.amax(2), None, count)
