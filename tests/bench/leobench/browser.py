@@ -73,13 +73,13 @@ class Browser:
         os.close(self._to)
         os.close(self._from)
 
-    def open(self, page: Path, width: int = 1200, dark: bool = False) -> None:
-        """Show a file in a window so wide, in a system that is light or dark, and wait until it is loaded."""
+    def open(self, page: Path, width: int = 1200, dark: bool = False, printed: bool = False) -> None:
+        """Show a file, so wide, in a system that is light or dark, and wait until it is loaded."""
         self.said, self.asked, self._loaded = [], [], False
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self._call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        self._call("Emulation.setEmulatedMedia", media="print" if printed else "", features=[scheme])
         self._call("Page.navigate", url=page.as_uri())
         while not self._loaded:
             self._read()

@@ -121,6 +121,18 @@ def test_blocks_that_hang_together_count_as_few() -> None:
     assert independent(np.zeros(20)) == 20
 
 
+def test_a_queue_that_only_grows_is_said_to_make_one_run_worth_little(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    over = [short(seed, rate=60.0, slots=6, seconds=30.0) for seed in (1, 2)]
+    assert cli.main(["compare", *files(tmp_path, a=over[0], b=over[1])]) == 0
+    (basis,) = [line for line in capsys.readouterr().out.splitlines() if "hang together" in line]
+    assert "TTFT p50, TTFT p99," in basis
+    assert "ITL" not in basis
+    assert cli.main(["compare", *files(tmp_path, a=short(1), b=short(2))]) == 0
+    assert "hang together" not in capsys.readouterr().out
+
+
 def test_students_t_is_that_of_the_tables() -> None:
     for freedom, point in {1: 12.706, 3: 3.182, 7: 2.365, 12: 2.179, 20: 2.086, 60: 2.000, 1e9: 1.960}.items():
         assert student(freedom) == pytest.approx(point, rel=3e-3)

@@ -161,6 +161,17 @@ def test_colours_follow_the_system_and_the_button_turns_them(browser: Browser, t
 
 
 @needs_browser
+def test_paper_is_white(browser: Browser, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    out.write_text(page([("a.json", made.sweep(rates=(4, 8)))], "Paper"), encoding="utf-8")
+    browser.open(out, 720, dark=True, printed=True)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 720, "there is no scrolling on paper"
+    assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.evaluate("getComputedStyle(document.getElementById('theme')).display") == "none"
+    assert browser.count("path.climb") == 3 * 2
+
+
+@needs_browser
 def test_names_from_a_file_stay_text(browser: Browser, tmp_path: Path) -> None:
     run = made.run(HOSTILE, model=HOSTILE, faults=0.1, warnings=[HOSTILE])
     run.settings[HOSTILE] = HOSTILE
