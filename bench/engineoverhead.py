@@ -2,6 +2,8 @@
 
     python bench/engineoverhead.py [--vocab 4096] [--out bench/results/engineoverhead.json]
 
+Set PYTHONPATH=server:kernels where leoserve is not installed.
+
 So many sequences decode, all greedy or all sampled (temperature 0.8, top_p 0.95), and every step is planned, its batch
 built, its tokens chosen from logits that lie ready, its outputs made, encoded and sent to another process. What is
 counted is CPU time, for that is what a machine with two cores has to share and what another program's load falsifies
@@ -44,7 +46,7 @@ from leoserve.model.runner import Runner
 from leoserve.model.sampler import Sampler
 from leoserve.model.step import Step
 
-SEQUENCES = (1, 16, 64, 256)
+SEQUENCES = [1, 16, 64, 256]
 ROUNDS, STEPS = 7, 30
 PROMPT, LONGEST, BLOCK = 32, 2048, 16
 HIDDEN = 8
@@ -57,11 +59,11 @@ TAKER = "import sys, zmq; s = zmq.Context().socket(zmq.PULL); s.bind(sys.argv[1]
 class NoNetwork:
     """What the runner asks of a network, at no cost: tensors that lie ready."""
 
-    def __init__(self, vocab: int, tokens: int) -> None:
+    def __init__(self, vocab: int, sequences: int, tokens: int) -> None:
         self.device = torch.device("cpu")
         self._hidden = torch.zeros(tokens, HIDDEN)
-        # flatter than a model's, so that top_p keeps some ten thousandth of the ids as a rule, and not one
-        self._logits = torch.randn(max(SEQUENCES), vocab, generator=torch.Generator().manual_seed(1)) * 3
+        # times 6, about a model's: top_p keeps some tens of ids
+        self._logits = torch.randn(sequences, vocab, generator=torch.Generator().manual_seed(1)) * 6
 
     def forward(self, tokens: Tensor, positions: Tensor, kv: Sequence[KVCache], metadata: AttentionMetadata) -> Tensor:
         return self._hidden[: len(tokens)]
@@ -114,7 +116,7 @@ def engine(line: Line, sequences: int, vocab: int, clock: Clock | None) -> Engin
         block_size=BLOCK,
         deterministic=True,
     )
-    network = NoNetwork(vocab, limits.max_tokens_per_step)
+    network = NoNetwork(vocab, sequences, limits.max_tokens_per_step)
     sampler = Sampler(max_slots=sequences, vocab_size=vocab, token_ranges=[(0, vocab - 8)], device="cpu")
     admission = Admission(capacity=LONGEST, max_waiting=sequences, max_waiting_tokens=sequences * LONGEST)
     scheduler = Scheduler(limits, BlockPool(blocks), admission)
@@ -178,12 +180,12 @@ def line_through(costs: dict[int, float]) -> dict[str, float]:
     return {"fixed": round(float(fixed), 1), "each": round(float(each), 3)}
 
 
-def report(line: Line, vocab: int) -> dict[str, Any]:
+def report(line: Line, vocab: int, numbers: list[int]) -> dict[str, Any]:
     """Everything, by kind, part and number of sequences."""
     found: dict[str, Any] = {}
     for kind in KINDS:
         costs: dict[str, dict[int, float]] = defaultdict(dict)
-        for sequences in SEQUENCES:
+        for sequences in numbers:
             spent = measure(line, sequences, vocab, kind, parts=False) | measure(
                 line, sequences, vocab, kind, parts=True
             )
@@ -198,6 +200,7 @@ def report(line: Line, vocab: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, nargs="+", default=[4096, 32128], help="ids of the network")
+    parser.add_argument("--sequences", type=int, nargs="+", default=SEQUENCES, help="that decode; two numbers or more")
     parser.add_argument("--out", type=Path, help="write JSON here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -216,7 +219,7 @@ def main() -> None:
             line = Line(launch)
             for vocab in arguments.vocab:
                 print(f"vocabulary of {vocab}")
-                results["vocab"][vocab] = report(line, vocab)
+                results["vocab"][vocab] = report(line, vocab, arguments.sequences)
             line.close()
         finally:
             taker.kill()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from leoserve.model.grammar import CompiledGrammar
 
 NO_BLOCKS: tuple[int, ...] = ()
+RUNNING = Status.RUNNING  # an enum's member takes longer to look up than all else that is asked of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,17 +207,18 @@ class Scheduler:
             raise ValueError("steps are completed in the order in which they were planned")
         _, sequences = self._in_flight.popleft()
         outputs = []
-        running, generated = Status.RUNNING, 0
+        generated = 0
         for row, result, sequence in zip(step.rows, results, sequences, strict=True):
             sequence.in_flight -= 1
             if row.samples:
                 sequence.num_pending -= 1
-            if sequence.status is running:
+            if sequence.status is RUNNING:
                 output = self._advance(sequence, row, result)
                 if output is not None:
                     outputs.append(output)
                     generated += len(output.token_ids)
-        self._let_go()
+        if self._leaving:
+            self._let_go()
         self.stats.generation_tokens += generated
         if self._pace is not None:
             self._pace.note(step, seconds)
@@ -427,10 +429,14 @@ class Scheduler:
             raise ValueError("a row that samples came back without a token")
         sequence.tokens.append(token)
         reason: FinishReason | None = None
-        if result.complete or len(sequence.tokens) >= sequence.limit or token in sequence.request.params.stop_token_ids:
+        request = sequence.request
+        if result.complete or len(sequence.tokens) >= sequence.limit or token in request.params.stop_token_ids:
             reason = "stop" if result.complete else self._finish_reason(sequence, token)
             if reason is not None:
                 self._end(sequence)
+        elif result.logprobs is None and row.targets is None:  # nearly every token: there is nothing more to say
+            cached, scheduled_at = sequence.num_cached, sequence.scheduled_at or 0.0
+            return TokenOutput(request.request_id, sequence.index, [token], None, None, None, cached, scheduled_at)
         return self._output(sequence, row, [token], result.logprobs, reason)
 
     def _output(

@@ -213,12 +213,13 @@ class Sampler:
         They are set to 0, so that nothing that follows meets a NaN.
         """
         failed: list[str | None] = [None] * len(logits)
-        bad = ~(peak.abs() < TOO_LARGE)
-        if bad.any():
-            rows = bad.nonzero().squeeze(1)
-            for row, value in zip(rows.tolist(), peak[rows].tolist(), strict=True):
-                failed[row] = NOTHING_LEFT if value == -torch.inf and row in edited else NOT_FINITE
-            logits.index_fill_(0, rows, 0.0)
+        peaks = peak.cpu().numpy()
+        fine = np.abs(peaks) < TOO_LARGE
+        if not fine.all():
+            rows = np.flatnonzero(~fine)
+            for row in rows.tolist():
+                failed[row] = NOTHING_LEFT if peaks[row] == -np.inf and row in edited else NOT_FINITE
+            logits.index_fill_(0, self._tensor(rows), 0.0)
         return failed
 
     def _draw(self, logits: Tensor, tokens: Tensor, rows: Ids, slots: Ids, positions: Ids) -> None:
