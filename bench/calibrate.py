@@ -4,9 +4,10 @@
 
 Starts the server's engine in this process, with the loop, scheduler and runner that serve, and times steps of a handful
 of batch sizes and context lengths. To their medians a table by tokens is fitted, with a price for each sampled token,
-each key that is attended to, and each pair of a prompt's tokens. It needs torch and a model, and so it is no part of
-leobench, which has neither; what comes out is a small file, which `leobench simulate` reads anywhere. `--threads` is
-the server's option of that name: calibrate with what the server has.
+each key that is attended to, and each pair of a prompt's tokens. Then a server is started, and a few requests over HTTP
+say what a request waits beside its steps, and what a token costs the API process. It needs torch and a model, and so it
+is no part of leobench, which has neither; what comes out is a small file, which `leobench simulate` reads anywhere.
+`--threads` is the server's option of that name: calibrate with what the server has.
 
 A minute for a model of a hundred million parameters. Nothing else should run meanwhile.
 """
@@ -15,24 +16,35 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import platform
+import re
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from threading import Thread
 from typing import Any
 
 import msgspec
 import numpy as np
-import torch
+import psutil
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the server's engine has it; torch looks when it is imported
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 for folder in ("server", "kernels", "bench"):
     sys.path.insert(0, str(ROOT / folder))
 
+from leobench.records import Run, read  # noqa: E402
 from leobench.simulate.calibrated import Calibrated, Calibration  # noqa: E402
 from leobench.simulate.work import Work, prefill_pairs, work_of  # noqa: E402
 from leoserve.engine.config import EngineConfig  # noqa: E402
@@ -41,6 +53,11 @@ from leoserve.engine.request import Ready, Refused, Request, SamplingParams, Ste
 from leoserve.engine.start import start_engine  # noqa: E402
 from leoserve.model.config import ModelConfig  # noqa: E402
 from leoserve.model.step import Step  # noqa: E402
+
+SOURCES = os.pathsep.join(str(ROOT / folder) for folder in ("server", "kernels", "bench"))
+READY = re.compile(r"base URL\s+(http://\S+)/v1")
+ALONE = ("--input-tokens", "uniform:16:256", "--output-tokens", "8", "--concurrency", "1", "--requests", "50")
+TOGETHER = ("--input-tokens", "64", "--output-tokens", "128", "--concurrency", "8", "--requests", "24")
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (16, 256)  # tokens of the prompts of sequences that decode
@@ -101,7 +118,7 @@ class Engine:
 
     def prompt(self, length: int) -> list[int]:
         """Never the same twice: nothing of it is in the cache."""
-        return [self._draw.randrange(300, 1900) for _ in range(length)]
+        return [self._draw.randrange(self.ready.vocab_size) for _ in range(length)]
 
     def _take(self, message: StepOutputs | Refused) -> None:
         if isinstance(message, Refused):
@@ -163,7 +180,57 @@ def fit(steps: list[tuple[Work, float]], window: int | None) -> dict[str, Any]:
     return {"tokens": tokens, "seconds": found[: len(tokens)].tolist(), **prices}
 
 
+@contextmanager
+def server(config: EngineConfig) -> Iterator[tuple[int, str]]:
+    """A server with these options: its process id and its address. Raises SystemExit when it does not start."""
+    command = [sys.executable, "-m", "leoserve", "serve", config.model, "--port", "0"]
+    command += ["--max-num-seqs", str(config.max_num_seqs)]
+    command += ["--threads", str(config.threads)] if config.threads else []
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("LEOSERVE_")}
+    environment = clean | {"PYTHONPATH": SOURCES, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    said = []
+    try:
+        for line in process.stderr or ():
+            said.append(line)
+            if found := READY.search(line):
+                Thread(target=(process.stderr or sys.stdin).read, daemon=True).start()
+                yield process.pid, found[1]
+                return
+        raise SystemExit("calibrate: the server did not start:\n" + "".join(said[-10:]))
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def load(url: str, *options: str) -> Run:
+    """What `leobench run` measures."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "run.json"
+        command = [sys.executable, "-m", "leobench", "run", "--url", url, "--workload", "random"]
+        command += ["--field", "ignore_eos=true", "--out", str(file), *options]
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": SOURCES})
+        found = read(file)
+    assert isinstance(found, Run)
+    return found
+
+
+def over_http(url: str, process: int, steps: Calibrated) -> tuple[float, float]:
+    """Seconds that a request waits beside its prompt's steps, and seconds of the API process for each token."""
+    waits = []
+    for record in load(url, *ALONE).requests:
+        if record.first is not None and record.prompt_tokens and not record.warmup:
+            prompt = Work(0, 0, ((record.prompt_tokens, 0),), 1)
+            waits.append(record.first - record.intended - steps.cost(prompt).device)
+    api = psutil.Process(process)
+    before = sum(api.cpu_times()[:2])
+    run = load(url, *TOGETHER)
+    spent = sum(api.cpu_times()[:2]) - before
+    return max(0.0, statistics.median(waits)), spent / sum(record.output_tokens or 0 for record in run.requests)
+
+
 def calibrate(config: EngineConfig) -> Calibration:
+    """The engine's steps, and the way to it."""
     engine = Engine(config)
     limits, pool = engine.loop.scheduler.limits, engine.loop.scheduler.pool
     batches = tuple(batch for batch in BATCHES if batch <= limits.max_sequences)
@@ -203,10 +270,15 @@ def calibrate(config: EngineConfig) -> Calibration:
         }
         for work, took in steps
     ]
-    return msgspec.structs.replace(made, fitted=fitted)
+    made = msgspec.structs.replace(made, fitted=fitted)
+    del engine
+    with server(config) as (process, url):
+        request, token = over_http(url, process, model)
+    return msgspec.structs.replace(made, request=request, token=token)
 
 
 def main() -> int:
+    """Measure, write, and say how well the table fits."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("model", help="the checkpoint's folder")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")

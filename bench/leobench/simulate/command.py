@@ -28,7 +28,7 @@ from leoserve.model.config import UnsupportedModel
 
 FAILED, UNUSABLE = 1, 2
 THINK = "lognormal:15:0.8"  # seconds; a user reads, and writes
-DURATION = 600.0
+DURATION = 300.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,9 +33,9 @@ from leoserve.engine.scheduler import SchedulerLimits
 
 GPU_TOKENS = 8192  # of a step on a GPU, unless told otherwise: the server's own choice
 GPU_BLOCK = 64
-# Of a request by HTTP beside the engine's time, on the machine of bench/results/gpu-h200.json: one token of one stream
-# came 2 ms after the engine's.
-GPU_FRONTEND = Frontend(request=2e-3, token=30e-6)
+# On the machine of bench/results/gpu-h200.json a prompt of 896 had its first token by HTTP after 23.7 ms, where the
+# engine alone needs 21.1 by its figure for 1024. A token's share of the API process as bench/apicost.py measures it.
+GPU_FRONTEND = Frontend(request=2.6e-3, token=30e-6)
 WARMUP_SHARE = 0.1  # of --duration
 
 
