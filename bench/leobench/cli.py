@@ -50,7 +50,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = main_parser.parse_args(words[:1]).command
     module, about = COMMANDS[command]
     parser = Parser(prog=f"leobench {command}", description=f"{about[0].upper()}{about[1:]}.", allow_abbrev=False)
-    importlib.import_module(module).add_arguments(parser)
+    try:
+        importlib.import_module(module).add_arguments(parser)
+    except ModuleNotFoundError as error:
+        if error.name != "aiohttp":
+            raise
+        parser.exit(2, f"leobench: error: {error.name} is missing; pip install 'leoserve[bench]' brings it\n")
     options = parser.parse_args(words[1:])
     options.command = command
     return options

@@ -8,6 +8,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -415,3 +416,21 @@ def test_help_names_every_command(leobench: Command) -> None:
         assert re.search(rf"^  {name} ", told.stdout, re.MULTILINE)
     assert leobench("--version").stdout == f"leobench {package.__version__}\n"
     assert leobench("race").code == 2
+
+
+def test_without_aiohttp_what_needs_it_says_how_to_get_it_and_the_rest_works() -> None:
+    hidden = (
+        "import sys; sys.modules['aiohttp'] = None; from leobench.cli import main; sys.exit(main([{!r}, '--help']))"
+    )
+    for name, code in (("run", 2), ("sweep", 2), ("report", 0), ("compare", 0), ("simulate", 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", hidden.format(name)],
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == code, done.stderr
+        assert (
+            code == 0 or done.stderr == "leobench: error: aiohttp is missing; pip install 'leoserve[bench]' brings it\n"
+        )
