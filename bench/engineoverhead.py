@@ -1,6 +1,6 @@
 """What a step costs beside its forward pass: the real loop, scheduler, runner and socket around a network that is none.
 
-    python bench/engineoverhead.py [--vocab 4096] [--out bench/results/engineoverhead.json]
+    python bench/engineoverhead.py [--vocab 2560] [--out bench/results/engineoverhead.json]
 
 Set PYTHONPATH=server:kernels where leoserve is not installed.
 
@@ -199,7 +199,7 @@ def report(line: Line, vocab: int, numbers: list[int]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab", type=int, nargs="+", default=[4096, 32128], help="ids of the network")
+    parser.add_argument("--vocab", type=int, nargs="+", default=[2560, 32128], help="ids: the bundled model's, LeoLM's")
     parser.add_argument("--sequences", type=int, nargs="+", default=SEQUENCES, help="that decode; two numbers or more")
     parser.add_argument("--out", type=Path, help="write JSON here")
     arguments = parser.parse_args()
