@@ -17,8 +17,8 @@ from leobench.records import write
 from leobench.simulate import calibrated
 from leobench.simulate.capacity import TooLittleMemory
 from leobench.simulate.hardware import GPUS
-from leobench.simulate.network import KV_ITEMSIZES, NETWORKS
-from leobench.simulate.plan import GPU_TOKENS, Simulation
+from leobench.simulate.network import ITEMSIZES, KV_ITEMSIZES, NETWORKS
+from leobench.simulate.plan import GPU, GPU_TOKENS, MODEL, UTILIZATION, Simulation
 from leobench.simulate.routing import ROUTERS
 from leobench.slo import slo
 from leobench.sweep import Sweeper, add_sweep_arguments, check, rows
@@ -51,32 +51,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_hardware(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--model", default="7b", metavar="NAME|FOLDER", help=f"{', '.join(NETWORKS)}, or a checkpoint [default: 7b]"
+        "--model", metavar="NAME|FOLDER", help=f"{', '.join(NETWORKS)}, or a checkpoint [default: {MODEL}]"
     )
-    group.add_argument("--gpu", choices=list(GPUS), default="h200", help="[default: h200]")
-    group.add_argument("--gpus", type=count, default=1, metavar="N", help="in all [default: 1]")
+    group.add_argument("--gpu", choices=list(GPUS), help=f"[default: {GPU}]")
     group.add_argument(
-        "--tensor-parallel", type=count, default=1, metavar="N", help="GPUs that share each replica [default: 1]"
+        "--gpus", type=count, default=1, metavar="N", help="in all; with --calibration so many machines [default: 1]"
     )
+    group.add_argument("--tensor-parallel", type=count, metavar="N", help="GPUs that share each replica [default: 1]")
+    group.add_argument("--dtype", choices=list(ITEMSIZES), help="of weights [default: the checkpoint's]")
+    group.add_argument("--kv-dtype", choices=list(KV_ITEMSIZES), help="of the cache [default: auto, as the weights]")
     group.add_argument(
         "--calibration",
         type=Path,
         metavar="FILE",
-        help="a machine that bench/calibrate.py measured, in place of --model and --gpu",
+        help="of a machine, by bench/calibrate.py, in place of the options above",
     )
-    group.add_argument("--replicas", type=count, metavar="N", help="servers on calibrated machines [default: 1]")
     group.add_argument(
         "--routing", choices=ROUTERS, default="prefix-affine", help="among replicas [default: prefix-affine]"
     )
 
 
 def add_server(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--kv-dtype", choices=list(KV_ITEMSIZES), default="auto", help="of the cache [default: auto]")
     group.add_argument("--max-num-seqs", type=count, metavar="N", help="[default: 256]")
     group.add_argument("--max-num-batched-tokens", type=count, metavar="N", help=f"[default: {GPU_TOKENS}]")
     group.add_argument("--max-model-len", type=count, metavar="N", help="[default: the model's]")
     group.add_argument("--num-kv-blocks", type=count, metavar="N", help="[default: what memory leaves]")
-    group.add_argument("--gpu-memory-utilization", type=share, default=0.9, metavar="X", help="[default: 0.9]")
+    group.add_argument("--gpu-memory-utilization", type=share, metavar="X", help=f"[default: {UTILIZATION}]")
 
 
 def add_result(group: argparse._ArgumentGroup) -> None:

@@ -43,7 +43,7 @@ NETWORKS: dict[str, dict[str, Any]] = {  # by the shapes of LeoLM's published co
     }
     | _shape(4096, 14336, 32, 32, 8),
 }
-ITEMSIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
+ITEMSIZES = {"bfloat16": 2, "float16": 2}  # of those that a GPU's fast products take
 KV_ITEMSIZES = {"auto": None, "int8": 1, "fp8": 1}  # None: as the weights
 
 

@@ -31,6 +31,7 @@ from leobench.simulate.work import CostModel
 from leobench.summary import summarize
 from leoserve.engine.scheduler import SchedulerLimits
 
+MODEL, GPU, UTILIZATION = "7b", "h200", 0.9
 GPU_TOKENS = 8192  # of a step on a GPU, unless told otherwise: the server's own choice
 GPU_BLOCK = 64
 # On the machine of bench/results/gpu-h200.json a prompt of 896 had its first token by HTTP after 23.7 ms, where the
@@ -51,9 +52,12 @@ class Hardware:
 
 def hardware(options: argparse.Namespace) -> Hardware:
     """Raises Unusable, and what reading a calibration or a network raises."""
-    if options.calibration is not None:
-        return _calibrated(options, read_calibration(options.calibration))
-    return _gpus(options)
+    if options.calibration is None:
+        return _gpus(options)
+    for name in ("model", "gpu", "tensor_parallel", "dtype", "kv_dtype", "gpu_memory_utilization"):
+        if getattr(options, name) is not None:
+            raise Unusable(f"--calibration is of a machine and its model: leave out --{name.replace('_', '-')}")
+    return _calibrated(options, read_calibration(options.calibration))
 
 
 def _calibrated(options: argparse.Namespace, found: Calibration) -> Hardware:
@@ -74,16 +78,19 @@ def _calibrated(options: argparse.Namespace, found: Calibration) -> Hardware:
         frontend=Frontend(found.request, found.token),
     )
     about = {"model": found.model, "calibration": options.calibration.name, **found.machine}
-    return Hardware(Calibrated(found), setup, options.replicas or 1, about)
+    return Hardware(Calibrated(found), setup, options.gpus, about)
 
 
 def _gpus(options: argparse.Namespace) -> Hardware:
-    gpu, config, parallel = GPUS[options.gpu], network(options.model), options.tensor_parallel
+    gpu, parallel, kv_dtype = GPUS[options.gpu or GPU], options.tensor_parallel or 1, options.kv_dtype or "auto"
+    config = network(options.model or MODEL)
     if options.gpus % parallel:
         raise Unusable(f"--gpus {options.gpus} are no whole number of replicas of --tensor-parallel {parallel}")
-    itemsize = ITEMSIZES[config.dtype if config.dtype != "float32" else "bfloat16"]
+    itemsize = ITEMSIZES.get(options.dtype or config.dtype)
+    if itemsize is None:
+        raise Unusable(f"products in {config.dtype} are not modelled: give --dtype bfloat16")
     try:
-        placement = Placement(config, itemsize, KV_ITEMSIZES[options.kv_dtype] or itemsize, parallel)
+        placement = Placement(config, itemsize, KV_ITEMSIZES[kv_dtype] or itemsize, parallel)
     except ValueError as error:
         raise Unusable(str(error)) from error
     sequences, tokens = options.max_num_seqs or 256, options.max_num_batched_tokens or GPU_TOKENS
@@ -95,7 +102,7 @@ def _gpus(options: argparse.Namespace) -> Hardware:
         max_model_len=length,
         max_num_seqs=sequences,
         tokens_per_step=tokens,
-        utilization=options.gpu_memory_utilization,
+        utilization=options.gpu_memory_utilization or UTILIZATION,
     )
     limits = SchedulerLimits(
         max_sequences=sequences,
@@ -107,16 +114,17 @@ def _gpus(options: argparse.Namespace) -> Hardware:
     setup = Setup(limits=limits, num_blocks=blocks, ahead=1, window=window, frontend=GPU_FRONTEND)
     replicas = options.gpus // parallel
     about = {
-        "model": options.model,
+        "model": options.model or MODEL,
         "gpu": gpu.name,
         "gpus": options.gpus,
         "tensor_parallel": parallel,
         "replicas": replicas,
-        "kv_dtype": options.kv_dtype,
+        "dtype": options.dtype or config.dtype,
+        "kv_dtype": kv_dtype,
         "cache_tokens_each": blocks * GPU_BLOCK,
         "rates": gpu.provenance,
     }
-    return Hardware(Roofline(gpu, placement, kv_dtype=options.kv_dtype), setup, replicas, about)
+    return Hardware(Roofline(gpu, placement, kv_dtype=kv_dtype), setup, replicas, about)
 
 
 class Simulation:

@@ -115,6 +115,7 @@ def test_every_gpu_of_the_table_can_be_simulated(gpu: str, tmp_path: Path) -> No
         (["--model", "70b", "--gpus", "16", "--tensor-parallel", "16"], "8 KV heads do not divide among 16 GPUs"),
         (["--model", "/nowhere"], "no such folder"),
         (["--calibration", "/nowhere.json"], "/nowhere.json"),
+        (["--calibration", "/nowhere.json", "--kv-dtype", "fp8"], "leave out --kv-dtype"),
         (["--users", "3", "--rate", "3"], "give one of them"),
         (["--users", "3", "--search", "1:9", "--keep", "p99 ttft <= 1 s"], "leave out --users"),
         (["--keep", "p99 ttft <= 1 s"], "--keep belongs to --search"),
@@ -126,6 +127,19 @@ def test_what_cannot_be_simulated_is_said_in_one_line(options: list[str], says: 
     assert done.returncode == 2
     assert re.fullmatch(r"leobench: error: .*\n", done.stderr)
     assert says in done.stderr
+
+
+def test_a_folder_is_simulated_by_its_config_alone(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024, "intermediate_size": 2048,
+        "num_hidden_layers": 4, "num_attention_heads": 8, "vocab_size": 1000, "max_position_embeddings": 4096,
+        "torch_dtype": "float32",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    options = ("--model", str(tmp_path), "--rate", "5", "--requests", "10", "--workload", "chat")
+    assert "products in float32 are not modelled" in simulate(*options).stderr
+    run = result(tmp_path / "run.json", *options, "--dtype", "bfloat16")
+    assert summarize(run)["itl"]["p50"] < 0.001
 
 
 def test_simulating_needs_no_torch() -> None:
