@@ -116,8 +116,8 @@ def _sides(run: Run) -> list[str]:
     server += [f"{told[name]:.0f} {name}" for name in ("preemptions",) if told.get(name)]
     lines = [f"{'server':<13}{'; '.join(server) or 'tells no metrics'}"]
     if run.kind == "measured":
+        late, latest = milliseconds(run.client.loop_lag_p99), milliseconds(run.client.loop_lag_max)
         lines.append(
-            f"{'client':<13}{run.client.cpu:.0%} of a core; event loop late by {milliseconds(run.client.loop_lag_p99)} ms "
-            f"at p99, {milliseconds(run.client.loop_lag_max)} at most"
+            f"{'client':<13}{run.client.cpu:.0%} of a core; event loop late by {late} ms at p99, {latest} at most"
         )
     return lines + [f"warning: {warning}" for warning in run.client.warnings]
