@@ -305,8 +305,8 @@ class Settings(BaseSettings):
     attention: str = option(
         "auto",
         "Engine",
-        "Attention kernel: native, cpu, triton, flash_attn, torch_varlen or reference; auto takes the fastest that runs "
-        "here and says why. Name another to compare, or to step around a faulty one.",
+        "Attention kernel: native, cpu, triton, flash_attn, torch_varlen or reference; auto takes the fastest that "
+        "runs here and says why. Name another to compare, or to step around a faulty one.",
         metavar="NAME",
     )
     threads: int | None = option(
