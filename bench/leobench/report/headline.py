@@ -155,4 +155,5 @@ def _most(sweep: Sweep, entries: Sequence[Shown]) -> str:
     if not kept_by:
         return f"Nowhere did 99% of the requests keep {bounds(slo)}."
     most = max(kept_by, key=lambda entry: entry.value or 0)
-    return f"The most at which 99% of the requests kept {bounds(slo)}: {at(sweep.axis, most.value or 0)}."
+    last = ", the most that was tried" if most.value == max(sweep.values) else ""
+    return f"The most at which 99% of the requests kept {bounds(slo)}: {at(sweep.axis, most.value or 0)}{last}."

@@ -54,8 +54,9 @@ function linear(domain, range) {
 function powers(domain, range) {
   const low = Math.log(domain[0]), high = Math.log(domain[1]);
   const scale = (value) => range[0] + (Math.log(Math.max(value, domain[0])) - low) / (high - low) * (range[1] - range[0]);
-  scale.ticks = () => {
+  scale.ticks = (most) => {
     const wide = Math.log10(domain[1] / domain[0]), ticks = [];
+    if (wide < 0.5) return linear(domain, range).ticks(most);
     const named = wide < 1 ? [1, 1.5, 2, 3, 4, 5, 7] : wide < 2.6 ? [1, 2, 5] : [1];
     for (let power = Math.floor(Math.log10(domain[0])); power <= Math.log10(domain[1]); power++) {
       for (const base of wide < 1 ? [1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9] : [1, 2, 3, 4, 5, 6, 7, 8, 9]) {

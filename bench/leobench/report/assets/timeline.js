@@ -35,7 +35,7 @@ function timelines(charts) {
 function timeline(parent, run) {
   const server = run.server, panels = [requests, rates, tokens, ...(server.cache_usage ? [cache] : []), firsts];
   const some = run.dots.length < run.of_dots ? `; of ${number(run.of_dots)} requests, ${number(run.dots.length)} are dots, the slowest among them` : "";
-  const made = figure(parent, "timeline", `The run in slices of ${duration(run.width)}`, `grey: not measured (warm-up, and the end)${some}`);
+  const made = figure(parent, "timeline", `The run in slices of ${duration(run.width)}`, `grey: not measured (warm-up, and the end), cut off where it leaves a frame${some}`);
   const height = 96, step = height + 34, total = panels.length * step + MARGIN.bottom;
   const on = canvas(made, total, "Timeline", "Requests running and waiting, arrivals and answers, output tokens and times to the first token over the run.");
   const x = across(on, linear, [0, run.until]);
@@ -50,6 +50,18 @@ function timeline(parent, run) {
   readout(on, run.starts.map((start, slice) => ({ x: x(Math.min(run.until, start + run.width / 2)), title: `at ${duration(start)}`, rows: told(run, slice) })));
 }
 
+// An axis is as long as the measured time needs; what the warm-up has beyond it is cut off at the frame's edge.
+function measuredOf(run, times, values) {
+  const inside = values.filter((value, place) => value !== null && times[place] >= run.measured[0] && times[place] < run.measured[1]);
+  return inside.length ? inside : values;
+}
+function slices(run, ...names) { return names.flatMap((name) => measuredOf(run, run.starts, run[name])); }
+function samples(run, ...names) { return names.flatMap((name) => measuredOf(run, run.server.times, run.server[name])); }
+function upright(on, top, bottom, domain, format) {
+  const y = frame(on, top, bottom, { scale: linear, domain, format });
+  return (value) => Math.max(top - 2, y(value));
+}
+
 function sliced(on, x, y, run, name) {
   const points = run.starts.map((start, slice) => [x(start), y(run[name][slice])]);
   path(on, [...points, [on.right, points[points.length - 1][1]]], PARTS[name], true);
@@ -62,24 +74,24 @@ function most(...rows) { return roundedUp(Math.max(0, ...rows.flat().filter((val
 
 function requests(on, x, top, bottom, run) {
   const served = ["running", "waiting"].filter((name) => run.server[name]);
-  const y = frame(on, top, bottom, { scale: linear, domain: [0, most(run.in_flight, ...served.map((name) => run.server[name]))], format: tickNumber });
+  const y = upright(on, top, bottom, [0, most(slices(run, "in_flight"), samples(run, ...served))], tickNumber);
   titled(on, top, "Requests", [...served.map((name) => [PARTS[name], name]), [PARTS.in_flight, "in flight"]]);
   sliced(on, x, y, run, "in_flight");
   for (const name of served) sampled(on, x, y, run, name);
 }
 function rates(on, x, top, bottom, run) {
   const names = ["arrived", "finished", ...(run.of_errors ? ["failed"] : [])];
-  const y = frame(on, top, bottom, { scale: linear, domain: [0, most(...names.map((name) => run[name]))], format: tickNumber });
+  const y = upright(on, top, bottom, [0, most(slices(run, ...names))], tickNumber);
   titled(on, top, "A second", names.map((name) => [PARTS[name], name]));
   for (const name of names) sliced(on, x, y, run, name);
 }
 function tokens(on, x, top, bottom, run) {
-  const y = frame(on, top, bottom, { scale: linear, domain: [0, most(run.output_tokens)], format: tickNumber });
+  const y = upright(on, top, bottom, [0, most(slices(run, "output_tokens"))], tickNumber);
   titled(on, top, "Output tokens a second", []);
   sliced(on, x, y, run, "output_tokens");
 }
 function cache(on, x, top, bottom, run) {
-  const y = frame(on, top, bottom, { scale: linear, domain: [0, Math.min(1, most(run.server.cache_usage))], format: tickPercent });
+  const y = upright(on, top, bottom, [0, Math.min(1, most(samples(run, "cache_usage")))], tickPercent);
   const lost = run.server.preemptions || [], total = lost[lost.length - 1];
   titled(on, top, "KV cache in use", total ? [[PARTS.preemptions, `${number(total)} preemptions`]] : []);
   sampled(on, x, y, run, "cache_usage");
