@@ -52,14 +52,19 @@ void score(const float* query, const T* keys, long size, long dim, long count, f
     for (long begin = 0; begin < count; begin += STRIP) {
         const int vectors = (int)std::min((long)VECTORS, (count - begin) / LANES);
         Floats sums[QUERIES][VECTORS];
+#pragma GCC unroll 8
         for (int q = 0; q < QUERIES; q++)
+#pragma GCC unroll 8
             for (int v = 0; v < VECTORS; v++) sums[q][v] = Floats{};
         if (vectors == VECTORS) {
             for (long d = 0; d < dim; d++) {
                 Floats k[VECTORS];
+#pragma GCC unroll 8
                 for (int v = 0; v < VECTORS; v++) k[v] = Stored<T>::widen(keys + d * size + begin + v * LANES);
+#pragma GCC unroll 8
                 for (int q = 0; q < QUERIES; q++) {
                     const Floats one = all(query[q * dim + d]);
+#pragma GCC unroll 8
                     for (int v = 0; v < VECTORS; v++) sums[q][v] = fma(one, k[v], sums[q][v]);
                 }
             }
@@ -67,9 +72,11 @@ void score(const float* query, const T* keys, long size, long dim, long count, f
             for (int v = 0; v < vectors; v++)
                 for (long d = 0; d < dim; d++) {
                     const Floats k = Stored<T>::widen(keys + d * size + begin + v * LANES);
+#pragma GCC unroll 8
                     for (int q = 0; q < QUERIES; q++) sums[q][v] = fma(all(query[q * dim + d]), k, sums[q][v]);
                 }
         }
+#pragma GCC unroll 8
         for (int q = 0; q < QUERIES; q++)
             for (int v = 0; v < vectors; v++) store(scores[q] + begin + v * LANES, sums[q][v]);
     }
@@ -81,14 +88,18 @@ void mix(float (*shares)[PIECE], const float* kept, const T* values, long dim, l
     for (long begin = 0; begin < dim; begin += STRIP) {
         const int vectors = (int)std::min((long)VECTORS, (dim - begin) / LANES);
         Floats sums[QUERIES][VECTORS];
+#pragma GCC unroll 8
         for (int q = 0; q < QUERIES; q++)
             for (int v = 0; v < vectors; v++) sums[q][v] = load<Floats>(mixed + q * dim + begin + v * LANES) * kept[q];
         if (vectors == VECTORS) {
             for (long key = from; key < count; key++) {
                 Floats value[VECTORS];
+#pragma GCC unroll 8
                 for (int v = 0; v < VECTORS; v++) value[v] = Stored<T>::widen(values + key * dim + begin + v * LANES);
+#pragma GCC unroll 8
                 for (int q = 0; q < QUERIES; q++) {
                     const Floats one = all(shares[q][key]);
+#pragma GCC unroll 8
                     for (int v = 0; v < VECTORS; v++) sums[q][v] = fma(one, value[v], sums[q][v]);
                 }
             }
@@ -96,9 +107,11 @@ void mix(float (*shares)[PIECE], const float* kept, const T* values, long dim, l
             for (long key = from; key < count; key++)
                 for (int v = 0; v < vectors; v++) {
                     const Floats value = Stored<T>::widen(values + key * dim + begin + v * LANES);
+#pragma GCC unroll 8
                     for (int q = 0; q < QUERIES; q++) sums[q][v] = fma(all(shares[q][key]), value, sums[q][v]);
                 }
         }
+#pragma GCC unroll 8
         for (int q = 0; q < QUERIES; q++)
             for (int v = 0; v < vectors; v++) store(mixed + q * dim + begin + v * LANES, sums[q][v]);
     }

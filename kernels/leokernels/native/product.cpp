@@ -71,42 +71,70 @@ using Taken = std::conditional_t<IN_PAIRS<T>, uint32_t, float>;
 template <class T>
 constexpr long TAKEN = IN_PAIRS<T> ? 1 : 2;  // of two steps
 
-// ROWS rows of x by PANELS panels from `first` on, over the whole depth.
+// How far ahead weights are asked for, in bytes: measured, the nearer for one row, whose turn comes soonest.
+constexpr long AHEAD_ONE = 2048, AHEAD = 4096;
+
+template <int ROWS>
+static inline void ask_for(const char* weights) {
+    constexpr int LEVEL = ROWS == 1 ? 3 : 2;  // of __builtin_prefetch: 3 every cache, 2 all but the first
+    __builtin_prefetch(weights, 0, LEVEL);
+    if constexpr (LANES == 16) __builtin_prefetch(weights + 64, 0, LEVEL);  // two steps are two lines
+}
+
+// ROWS rows of x by PANELS panels from `first` on, over the whole depth. Weights `ahead` bytes on are asked for.
 template <class T, class Out, int ROWS, int PANELS>
-void block(const Job<T, Out>& job, const Taken<T>* x, long stride, long row, long first) {
+void block(const Job<T, Out>& job, const Taken<T>* x, long stride, long row, long first, long ahead) {
     constexpr int VECTORS = 2 * PANELS;
+    // Every third row has a pointer; the two after it are reached by the stride, which saves registers.
+    const Taken<T>* rows[(ROWS + 2) / 3];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r += 3) rows[r / 3] = x + r * stride;
     const char* weights = job.packed + first * job.panel_bytes();
     const long apart = job.panel_bytes();
     Floats sums[ROWS][VECTORS];
+#pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 16
         for (int c = 0; c < VECTORS; c++) sums[r][c] = Floats{};
     const long steps = job.steps();
     for (long step = 0; step < steps; step++) {
         const char* at = weights + step * Panel<T>::BYTES;
-        for (int c = 0; c < VECTORS; c += 2) __builtin_prefetch(at + c / 2 * apart + 1024);
+#pragma GCC unroll 16
+        for (int c = 0; c < VECTORS; c += 2) ask_for<ROWS>(at + c / 2 * apart + ahead);
         if constexpr (IN_PAIRS<T>) {
             Words w[VECTORS];
+#pragma GCC unroll 16
             for (int c = 0; c < VECTORS; c++) w[c] = load<Words>(at + c / 2 * apart + c % 2 * LANES * 4);
+#pragma GCC unroll 16
             for (int r = 0; r < ROWS; r++) {
-                const Words pair = all(x[r * stride + step]);
+                const Words pair = all(rows[r / 3][r % 3 * stride + step]);
+#pragma GCC unroll 16
                 for (int c = 0; c < VECTORS; c++) sums[r][c] = multiply_pairs(sums[r][c], pair, w[c]);
             }
         } else {
             Floats w[VECTORS];
+#pragma GCC unroll 16
             for (int c = 0; c < VECTORS; c++) w[c] = Panel<T>::even(at + c / 2 * apart, c % 2);
+#pragma GCC unroll 16
             for (int r = 0; r < ROWS; r++) {
-                const Floats one = all(x[r * stride + 2 * step]);
+                const Floats one = all(rows[r / 3][r % 3 * stride + 2 * step]);
+#pragma GCC unroll 16
                 for (int c = 0; c < VECTORS; c++) sums[r][c] = fma(one, w[c], sums[r][c]);
             }
+#pragma GCC unroll 16
             for (int c = 0; c < VECTORS; c++) w[c] = Panel<T>::odd(at + c / 2 * apart, c % 2);
+#pragma GCC unroll 16
             for (int r = 0; r < ROWS; r++) {
-                const Floats one = all(x[r * stride + 2 * step + 1]);
+                const Floats one = all(rows[r / 3][r % 3 * stride + 2 * step + 1]);
+#pragma GCC unroll 16
                 for (int c = 0; c < VECTORS; c++) sums[r][c] = fma(one, w[c], sums[r][c]);
             }
         }
     }
+#pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++) {
         Out* out = job.y + (row + r) * job.columns;
+#pragma GCC unroll 16
         for (int c = 0; c < VECTORS; c++) {
             const long column = first * PANEL + c * LANES;
             if (column < job.columns) narrow_some(out + column, Stored<T>::round(sums[r][c]), job.columns - column);
@@ -115,21 +143,24 @@ void block(const Job<T, Out>& job, const Taken<T>* x, long stride, long row, lon
 }
 
 template <class T, class Out, int ROWS>
-void rows_by(const Job<T, Out>& job, const Taken<T>* x, long stride, long row, long first, long last) {
+void rows_by(const Job<T, Out>& job, const Taken<T>* x, long stride, long row, long first, long last,
+             long ahead) {
     constexpr int WIDE = ROWS == 1 ? 4 : ROWS <= 3 ? 2 : 1;
-    for (; first + WIDE <= last; first += WIDE) block<T, Out, ROWS, WIDE>(job, x, stride, row, first);
-    for (; first < last; first++) block<T, Out, ROWS, 1>(job, x, stride, row, first);
+    if (!ahead) ahead = ROWS == 1 ? AHEAD_ONE : AHEAD;
+    for (; first + WIDE <= last; first += WIDE) block<T, Out, ROWS, WIDE>(job, x, stride, row, first, ahead);
+    for (; first < last; first++) block<T, Out, ROWS, 1>(job, x, stride, row, first, ahead);
 }
 
 template <class T, class Out, int ROWS>
-void some_rows(const Job<T, Out>& job, long count, const Taken<T>* x, long stride, long row, long first, long last) {
+void some_rows(const Job<T, Out>& job, long count, const Taken<T>* x, long stride, long row, long first, long last,
+             long ahead) {
     if (count == ROWS)
-        rows_by<T, Out, ROWS>(job, x, stride, row, first, last);
+        rows_by<T, Out, ROWS>(job, x, stride, row, first, last, ahead);
     else if constexpr (ROWS > 1)
-        some_rows<T, Out, ROWS - 1>(job, count, x, stride, row, first, last);
+        some_rows<T, Out, ROWS - 1>(job, count, x, stride, row, first, last, ahead);
 }
 
-// A part of the rows as the kernel takes them, with a depth made even by a zero.
+// A part of the rows as the kernel takes them, `stride` apart, with a depth made even by a zero.
 template <class T>
 void take_rows(const T* x, long rows, long depth, long stride, Taken<T>* to) {
     for (long row = 0; row < rows; row++) {
@@ -166,18 +197,21 @@ void multiply(Pool& pool, const Job<T, Out>& job) {
         static thread_local std::vector<Taken<T>> rows_of_x;
         const long begin = task / groups * chunk, count = std::min(chunk, job.rows - begin);
         const long first = task % groups * group, last = std::min(first + group, job.panels());
+        const long rows = split_evenly(count, MOST_ROWS);
         if (taken[thread] != begin) {
             if ((long)rows_of_x.size() < chunk * stride) rows_of_x.resize(chunk * stride);
             take_rows(job.x + begin * job.depth, count, job.depth, stride, rows_of_x.data());
             taken[thread] = begin;
         }
-        const long rows = split_evenly(count, MOST_ROWS);
         // A few panels at a time by all rows: they stay in the cache from the first block of rows to the last.
         const long together = count <= 3 ? group : 1;
         for (long panel = first; panel < last; panel += together)
-            for (long row = 0; row < count; row += rows)
-                some_rows<T, Out, MOST_ROWS>(job, std::min(rows, count - row), rows_of_x.data() + row * stride,
-                                             stride, begin + row, panel, std::min(panel + together, last));
+            for (long row = 0; row < count; row += rows) {
+                // The last of several blocks finds its panel in the cache: meanwhile the next one can be fetched.
+                const long ahead = row && row + rows >= count ? job.panel_bytes() : 0;
+                some_rows<T, Out, MOST_ROWS>(job, std::min(rows, count - row), rows_of_x.data() + row * stride, stride,
+                                             begin + row, panel, std::min(panel + together, last), ahead);
+            }
     });
 }
 
