@@ -50,12 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = main_parser.parse_args(words[:1]).command
     module, about = COMMANDS[command]
     parser = Parser(prog=f"leobench {command}", description=f"{about[0].upper()}{about[1:]}.", allow_abbrev=False)
-    try:
-        importlib.import_module(module).add_arguments(parser)
-    except ModuleNotFoundError as error:
-        if error.name != "aiohttp":
-            raise
-        parser.exit(2, f"leobench: error: {error.name} is missing; pip install 'leoserve[bench]' brings it\n")
+    importlib.import_module(module).add_arguments(parser)
     options = parser.parse_args(words[1:])
     options.command = command
     return options
@@ -63,9 +58,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = parse(arguments)
     try:
+        options = parse(arguments)
         return int(importlib.import_module(COMMANDS[options.command][0]).main(options))
+    except ModuleNotFoundError as error:
+        if error.name != "aiohttp":
+            raise
+        print("leobench: error: aiohttp is missing; pip install 'leoserve[bench]' brings it", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # whoever read the output has left

@@ -192,6 +192,19 @@ def open_pattern(rate: Span, cv: float) -> Pattern:
     return "poisson" if cv == 1 else "gamma"
 
 
+def describe(load: Load) -> str:
+    """A load in a few words."""
+    if load.concurrency is not None:
+        return f"concurrency {quantity(load.concurrency)}"
+    if load.rate is not None:
+        return f"{quantity(load.rate)} requests/s, {load.pattern}"
+    return "at its own times" + (f", {load.speed:g} times as fast" if load.speed != 1 else "")
+
+
+def quantity(span: Span) -> str:
+    return f"{span.begin:g}" if span.steady else f"{span.begin:g} to {span.end:g}"
+
+
 def span(text: str) -> Span:
     """`4` or `1:64`, above 0. Raises ArgumentTypeError."""
     begin, _, end = text.partition(":")

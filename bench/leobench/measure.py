@@ -22,7 +22,7 @@ from leobench import workloads
 from leobench.client import Client, Target
 from leobench.drive import Drive
 from leobench.health import Watch
-from leobench.load import Load, Span
+from leobench.load import Load, Span, describe
 from leobench.progress import Progress
 from leobench.records import Run
 from leobench.scrape import Scraper
@@ -216,19 +216,6 @@ def warmup_load(requests: int, load: Load) -> Load:
     users = max(load.concurrency.begin, load.concurrency.end) if load.concurrency else WARMUP_CONCURRENCY
     users = max(1, min(requests, users))
     return Load("closed", concurrency=Span(users, users), requests=max(1, requests), seed=load.seed)
-
-
-def describe(load: Load) -> str:
-    """A load in a few words."""
-    if load.concurrency is not None:
-        return f"concurrency {quantity(load.concurrency)}"
-    if load.rate is not None:
-        return f"{quantity(load.rate)} requests/s, {load.pattern}"
-    return "at its own times" + (f", {load.speed:g} times as fast" if load.speed != 1 else "")
-
-
-def quantity(span: Span) -> str:
-    return f"{span.begin:g}" if span.steady else f"{span.begin:g} to {span.end:g}"
 
 
 def versions(server: Server) -> dict[str, str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from leobench.drive import Drive
 from leobench.records import Run
 from leobench.summary import percentile, ttft
+
+if TYPE_CHECKING:  # the simulator shows tables, too, and has no client
+    from leobench.drive import Drive
 
 TERMINAL_SECONDS, PLAIN_SECONDS = 0.5, 5.0
 RECENT = 1000  # requests that the live median is of

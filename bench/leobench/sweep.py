@@ -13,7 +13,6 @@ from leobench import load as loads
 from leobench import options as common
 from leobench import workloads
 from leobench.load import BadLoad, Load, Span, positive
-from leobench.measure import Bench
 from leobench.options import Unusable
 from leobench.progress import milliseconds
 from leobench.records import Run, Sweep, write
@@ -69,6 +68,8 @@ def add_sweep_arguments(group: argparse._ArgumentGroup) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """0: done. 1: nothing was answered, or not even the lowest load kept the bounds. 2: it could not begin."""
+    from leobench.measure import Bench  # what searches in a simulation needs no client
+
     try:
         check(options)
         sweep = uvloop.run(Sweeper(options, lambda: Bench.find(options)).sweep())

@@ -14,8 +14,7 @@ from typing import Any
 import leobench
 from leobench import options as common
 from leobench import workloads
-from leobench.load import Load
-from leobench.measure import describe
+from leobench.load import Load, describe
 from leobench.options import Unusable
 from leobench.records import Run
 from leobench.simulate.calibrated import Calibrated, Calibration, read_calibration
