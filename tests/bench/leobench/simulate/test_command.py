@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from leobench.simulate.calibrated import Calibrated, Calibration, Unreadable, re
 from leobench.simulate.hardware import GPUS
 from leobench.simulate.work import Work
 from leobench.summary import summarize
-from tests.conftest import clean_environment
+from tests.conftest import ROOT, clean_environment
 
 CALIBRATION = Calibration(
     model="made-up",
@@ -140,6 +141,18 @@ def test_a_folder_is_simulated_by_its_config_alone(tmp_path: Path) -> None:
     assert "products in float32 are not modelled" in simulate(*options).stderr
     run = result(tmp_path / "run.json", *options, "--dtype", "bfloat16")
     assert summarize(run)["itl"]["p50"] < 0.001
+
+
+def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
+    """With eight seconds in place of five minutes."""
+    page = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^leobench (simulate .*)$", page, re.MULTILINE)
+    assert len(lines) >= 3
+    for line in lines:
+        words = [*shlex.split(line, comments=True)[1:], "--duration", "8", "--out", str(tmp_path / "result.json")]
+        done = simulate(*words)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        read(tmp_path / "result.json")
 
 
 def test_simulating_needs_no_torch() -> None:
