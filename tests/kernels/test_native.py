@@ -57,7 +57,7 @@ def drawn(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) ->
 def test_a_product_is_that_of_float64_up_to_one_rounding(columns: int, depth: int, dtype: torch.dtype) -> None:
     weight = drawn(columns, depth, dtype=dtype, scale=depth**-0.5)
     packed = Packed(weight)
-    for rows in (1, 2, 3, 4, 5, 11, 12, 13, 64, 150):
+    for rows in (0, 1, 2, 3, 4, 5, 11, 12, 13, 64, 150):
         x = drawn(rows, depth, dtype=dtype, seed=rows)
         expected = x.double() @ weight.double().T
         eps = torch.finfo(dtype).eps
@@ -114,25 +114,6 @@ def test_gates_are_torch_s(dtype: torch.dtype, inner: int) -> None:
     gate_up[0, :4] = torch.tensor([0.0, -0.0, 300.0, -300.0])
     expected = fused.silu_and_mul(gate_up)
     torch.testing.assert_close(native.silu_and_mul(gate_up), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
-
-
-@pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("columns", [1, 15, 16, 32128, 32003])
-def test_the_largest_is_torch_s_and_the_first_of_equals(columns: int) -> None:
-    logits = drawn(9, columns, dtype=torch.float32)
-    logits[1] = 0.5  # all equal
-    logits[2, -1] = 50
-    logits[3] = -float("inf")
-    logits[4, columns // 2 :] = float("inf")
-    logits[5, columns // 2] = float("nan")
-    logits[6, ::3] = 40
-    peaks, places = native.argmax(logits)
-    expected = logits.max(1)
-    assert torch.equal(peaks[5].isnan(), torch.tensor(True))
-    kept = [row for row in range(9) if row != 5]
-    assert torch.equal(peaks[kept], expected.values[kept])
-    for row in kept:
-        assert places[row] == (logits[row] == peaks[row]).nonzero()[0, 0]
 
 
 def test_exponentials_reach_into_every_corner() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from leokernels.contract import AttentionMetadata, KVCache
 from leokernels.native.build import library
 
-VERSION = 2  # of the functions' signatures, as the library says it
+VERSION = 3  # of the functions' signatures, as the library says it
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 HEAD_DIMS = tuple(range(32, 257, 32))
 BLOCK_MULTIPLE = 16
@@ -107,7 +107,6 @@ class _Library:
     packed_bytes: Callable[..., int]
     pack: Callable[..., None]
     multiply: Callable[..., None]
-    argmax: Callable[..., None]
     norm: Callable[..., None]
     gate: Callable[..., None]
     rope: Callable[..., None]
@@ -128,7 +127,6 @@ def _library() -> _Library:
         "pack": (None, [address, kind, address, length, length, address]),
         "multiply": (None, [address, kind, kind, address, address, address, length, length, length]),
     }
-    signatures["argmax"] = (None, [address, address, length, length, address, address])
     signatures |= {job: (None, [address, kind, ctypes.c_char_p]) for job in ("norm", "gate", "rope", "attention")}
     functions: dict[str, Callable[..., object]] = {}
     for function, (result, arguments) in signatures.items():
@@ -173,19 +171,6 @@ class Packed:
         at = _library()
         at.multiply(_pool(), self.kind, wide, x.data_ptr(), self._bytes.data_ptr(), y.data_ptr(), rows, *self.shape)
         return y
-
-
-def argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """[R, V] float32 without gaps -> each row's largest value [R], NaN if it has one, and its first place [R] int64.
-
-    Raises ValueError for other tensors.
-    """
-    if logits.dtype is not torch.float32 or not logits.is_contiguous() or logits.device.type != "cpu":
-        raise ValueError("the native argmax takes float32 on a CPU, without gaps")
-    rows, columns = logits.shape
-    peaks, places = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
-    _library().argmax(_pool(), logits.data_ptr(), rows, columns, peaks.data_ptr(), places.data_ptr())
-    return peaks, places
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:

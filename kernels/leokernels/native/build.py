@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma")
 # Compiler flags by variant. The loader (__init__.py) says which processor gets which.
-VARIANTS = {
+VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "avx512pairs": (*AVX512, "-mavx512bf16", "-DPAIRS"),  # bfloat16 multiplied in pairs
         "avx512": AVX512,

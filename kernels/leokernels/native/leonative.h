@@ -56,9 +56,6 @@ void leo_pack(void* pool, int kind, const void* weight, int64_t columns, int64_t
 void leo_multiply(void* pool, int kind, int wide, const void* x, const void* packed, void* y, int64_t rows,
                   int64_t columns, int64_t depth);
 
-// logits [rows, columns] -> each row's largest element, NaN if it has one, and the first place of it
-void leo_argmax(void* pool, const float* logits, int64_t rows, int64_t columns, float* peaks, int64_t* places);
-
 void leo_norm(void* pool, int kind, const LeoNorm* job);
 void leo_gate(void* pool, int kind, const LeoGate* job);
 void leo_rope(void* pool, int kind, const LeoRope* job);

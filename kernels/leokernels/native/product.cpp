@@ -183,6 +183,7 @@ long split_evenly(long total, long most) {
 
 template <class T, class Out>
 void multiply(Pool& pool, const Job<T, Out>& job) {
+    if (!job.rows) return;
     const long stride = TAKEN<T> * job.steps();
     long most = std::clamp(CHUNK_BYTES / (stride * 4), 2L * MOST_ROWS, 8L * MOST_ROWS);
     const long chunk = split_evenly(job.rows, most);  // rows of a task

@@ -96,38 +96,9 @@ void rope(Pool& pool, const LeoRope& job) {
     });
 }
 
-// The largest element and the first place that has it; NaN, and some place, where there is one.
-void find_largest(const float* row, long columns, float* peak, int64_t* place) {
-    Floats top = all(-INFINITE);
-    Words strange{};
-    for (long at = 0; at < columns; at += LANES) {
-        const long left = columns - at;
-        Floats value = widen_some(row + at, left);
-        if (left < LANES)
-            for (long lane = left; lane < LANES; lane++) value[lane] = -INFINITE;
-        strange |= (Words)(value != value);
-        top = value > top ? value : top;
-    }
-    bool has_nan = false;
-    for (int lane = 0; lane < LANES; lane++) has_nan |= strange[lane] != 0;
-    *peak = has_nan ? std::numeric_limits<float>::quiet_NaN() : largest(top);
-    *place = 0;
-    if (has_nan) return;
-    for (long at = 0; at < columns; at++)
-        if (row[at] == *peak) {
-            *place = at;
-            return;
-        }
-}
-
 }  // namespace
 
 extern "C" {
-
-void leo_argmax(void* pool, const float* logits, int64_t rows, int64_t columns, float* peaks, int64_t* places) {
-    parallel(*(Pool*)pool, (int)rows,
-             [&](int row, int) { find_largest(logits + row * columns, columns, peaks + row, places + row); });
-}
 
 void leo_norm(void* pool, int kind, const LeoNorm* job) {
     kind == LEO_BFLOAT16 ? norm<BFloat16>(*(Pool*)pool, *job) : norm<float>(*(Pool*)pool, *job);

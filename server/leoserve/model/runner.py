@@ -44,9 +44,16 @@ class Runner:
         """Compute a step. Row by row what it brought, in the order of `step.rows`."""
         self._prepare_slots(step)
         batch = build_batch(step, self.tables, self._last_token, self.device)
-        hidden = self.model.forward(batch.tokens, batch.positions, self.key_value, batch.metadata)
-        scored = self._score_prompts(step, hidden)
-        results = self._sample(step, batch, hidden)  # last: a sampler that was done cannot be tried again
+        wanted = [number for number, row in enumerate(step.rows) if row.samples]
+        ends = self._ends(batch, wanted)
+        scores = any(row.targets is not None for row in step.rows)
+        hidden = self.model.forward(
+            batch.tokens, batch.positions, self.key_value, batch.metadata, None if scores else ends
+        )
+        scored = self._score_prompts(step, hidden) if scores else []
+        if scores and ends is not None:
+            hidden = hidden[ends]
+        results = self._sample(step, batch, wanted, hidden)  # last: a sampler that was done cannot be tried again
         for number, logprobs in scored:
             results[number].prompt_logprobs = logprobs
         return Computed(results)
@@ -65,14 +72,19 @@ class Runner:
                 self.sampler.set_slot(row.slot, new.params, new.index, new.prompt, new.generated, new.grammar)
         self.sampler.begin([row.slot for row in step.rows if row.samples])
 
-    def _sample(self, step: Step, batch: Batch, hidden: torch.Tensor) -> list[RowResult]:
-        """Row by row the next token, where one is wanted, from the logits of the row's last token."""
-        wanted = [number for number, row in enumerate(step.rows) if row.samples]
+    def _ends(self, batch: Batch, wanted: list[int]) -> torch.Tensor | None:
+        """Of the `wanted` rows, the last tokens among the step's [W] int64; None: these are all tokens there are.
+
+        Where no row is wanted it is the last of all, since a network has to compute something.
+        """
+        if len(wanted) == len(batch.tokens):
+            return None
+        return batch.metadata.query_start[1:].long()[wanted or [-1]] - 1
+
+    def _sample(self, step: Step, batch: Batch, wanted: list[int], hidden: torch.Tensor) -> list[RowResult]:
+        """Row by row the next token, where one is `wanted`, from the hidden state of the row's last token [W, ...]."""
         if not wanted:
             return [RowResult() for _ in step.rows]
-        if len(wanted) < len(batch.tokens):
-            ends = batch.metadata.query_start[1:].long() - 1
-            hidden = hidden[ends[wanted]]
         slots, positions = batch.slots, batch.metadata.context_lens  # where a row's next token will stand
         if len(wanted) < len(slots):
             slots, positions = [slots[number] for number in wanted], [positions[number] for number in wanted]
@@ -88,8 +100,6 @@ class Runner:
 
     def _score_prompts(self, step: Step, hidden: torch.Tensor) -> list[tuple[int, list[TokenLogprobs]]]:
         """Log-probabilities of prompt tokens, for the rows that want them."""
-        if all(row.targets is None for row in step.rows):
-            return []
         scored = []
         start = 0
         for number, row in enumerate(step.rows):
