@@ -4,23 +4,20 @@
     python3 bench/gpu.py --only attention     one stage (names: see --help)
     python3 bench/gpu.py --tiny               the same program on a CPU, with sizes that prove nothing but that it runs
 
-Nine stages, each in a process of its own, so that a crash, a hang or a GPU in disarray costs one stage. Seconds that
+Ten stages, each in a process of its own, so that a crash, a hang or a GPU in disarray costs one stage. Seconds that
 each may take, and GB of the GPU's memory that its tensors take at the most, counted over tensors without numbers:
 
-1. machine        35 s    9 GB  versions, copy bandwidth, matrix products of LeoLM's shapes
-2. kernels        70 s   30 GB  each kernel against float32; a row alone against the row in a batch of 64, bit for bit
+1. machine        25 s    9 GB  versions, copy bandwidth, matrix products of LeoLM's shapes
+2. kernels        60 s   30 GB  each kernel against float32; a row alone against the row in a batch of 64, bit for bit
                                 (2.5 GB in each of 12 processes, which compile at the same time)
-3. attention      85 s    8 GB  decode in GB/s, prefill in TFLOP/s, beside PyTorch's FlashAttention-2; other tiles
-4. graphs         40 s   91 GB  what recording CUDA graphs takes, and what replaying them gives
-5. engine         75 s   57 GB  7B in one process: time per token, prefill, overlap on and off, the GPU's idle time
+3. attention      60 s    8 GB  decode in GB/s, prefill in TFLOP/s, beside PyTorch's FlashAttention-2; other tiles
+4. graphs         30 s   91 GB  what recording CUDA graphs takes, and what replaying them gives
+5. engine         65 s   57 GB  7B in one process: time per token, prefill, overlap on and off, the GPU's idle time
    http           70 s    90 %  7B through the server, if what it needs is installed
    transformers   45 s    90 %  7B by transformers' continuous batching, if it is installed
-   deterministic  45 s   57 GB  the deterministic matrix product beside the library's; its cost from end to end
-6. larger         55 s   96 GB  13B, then caches of 8 bits
-
-And only if it is asked for by `--only chain`, for choosing tiles and products:
-
-7. chain         100 s   20 GB  a step's kernels one after the other, with other products and early starts; other tiles
+   deterministic  35 s   57 GB  the deterministic matrix product beside the library's; its cost from end to end
+6. larger         75 s   96 GB  13B, then caches of 8 bits
+7. chain          45 s   20 GB  a step's kernels one after the other, with two products, early and not; grouped heads
 
 What a stage leaves over goes to those after it; one that is cut keeps what it has measured. They ask no network.
 

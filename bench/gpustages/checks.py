@@ -22,7 +22,7 @@ from gpustages.warming import warm
 from leokernels import KVCache, fused, new_cache
 from leokernels.table import dtype_name
 from leokernels.triton import fused as ours
-from leokernels.triton import matmul
+from leokernels.triton import matmul, narrow
 from leokernels.triton.logits import process_logits
 from leokernels.triton.logprobs import gather_logprobs
 from leokernels.triton.sampling import sample, update_counts
@@ -63,6 +63,7 @@ def all_checks(place: Place) -> Iterator[tuple[str, Callable[[], Measurement]]]:
     yield "gate", partial(gate, place)
     for name, (columns, width) in (TINY if place.tiny else SEVEN).products().items():
         yield f"deterministic product, {name} {columns}×{width}", partial(product, place, columns, width)
+        yield f"product for few rows, {name} {columns}×{width}", partial(few_rows, place, columns, width)
     yield "greedy tokens, log-probabilities and ranks", partial(greedy, place)
     yield "frequencies of draws", partial(frequencies, place)
     yield "bans, biases and penalties", partial(edits, place)
@@ -186,6 +187,15 @@ def product(place: Place, columns: int, width: int) -> Measurement:
         if not torch.equal(matmul.linear(x[-count:], weight), whole[-count:]):
             return result | {"ok": False, "alone": f"{count} rows have other bits"}
     return result
+
+
+def few_rows(place: Place, columns: int, width: int) -> Measurement:
+    """Early and not, against float32."""
+    x = random(place, narrow.MOST_ROWS, columns)
+    weight = random(place, width, columns) * columns**-0.5
+    expected = x.float() @ weight.float().T
+    several = compare(narrow.narrow_linear(x, weight), expected)
+    return both(several, compare(narrow.narrow_linear(x[:1], weight), expected[:1]))
 
 
 def greedy(place: Place) -> Measurement:

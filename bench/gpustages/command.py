@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
         from gpustages.child import run_stage
 
         return run_stage(BY_NAME[options.stage], options)
-    stages = [BY_NAME[name] for name in BY_NAME if name in options.only] if options.only else STAGES
+    stages = [stage for stage in STAGES if not options.only or stage.name in options.only]
     options.out.mkdir(parents=True, exist_ok=True)
     results = Results(options.out, options.tiny)
     scratch = Path(tempfile.mkdtemp(prefix="leoserve-gpu-"))

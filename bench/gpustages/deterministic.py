@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from gpustages.network import engine, multiply_by, random_network
+from gpustages.network import engine, multiply_by, random_network, usual_product
 from gpustages.place import Place
 from gpustages.serving import prompts, request, sizes, time_per_token
 from gpustages.shapes import SEVEN, TINY, Shape
@@ -21,12 +21,12 @@ RATES = ("tokens_s", "tflop_s")
 
 
 def measure(place: Place) -> Iterator[Measurement]:
-    """Products of 7B, ours beside the library's, then the engine with each of them."""
+    """Products of 7B, ours beside the library's, then the engine with ours and with what it takes by default."""
     shape = TINY if place.tiny else SEVEN
     for name, (columns, rows) in shape.products().items():
         yield from product(place, f"{shape.name} {name} {columns}×{rows}", columns, rows)
     usual = list[Measurement]()
-    for entry in served(place, shape, torch_linear, deterministic=False):
+    for entry in served(place, shape, usual_product(place, shape), deterministic=False):
         usual.append(entry)
         yield entry
     for number, entry in enumerate(served(place, shape, linear, deterministic=True)):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+import leokernels
 from gpustages.paged import fill
 from gpustages.place import Place
 from gpustages.shapes import Shape
@@ -31,13 +32,14 @@ from leoserve.model.llama import Llama
 
 
 def random_network(place: Place, shape: Shape, kv_dtype: torch.dtype | None = None) -> Llama:
-    """With this server's own kernels, all of them."""
+    """With this server's own kernels, all of them, and the matrix product that it takes here by default."""
     model = Llama(
         shape.config(place.dtype),
         dtype=place.dtype,
         device=place.device,
         attention="triton",
         fused=triton_functions("they are what is measured"),
+        multiply=usual_product(place, shape),
         kv_dtype=kv_dtype,
     )
     for name, weight in model.destinations().items():
@@ -46,6 +48,11 @@ def random_network(place: Place, shape: Shape, kv_dtype: torch.dtype | None = No
         else:
             weight.normal_(0, 1.0 if "embed" in name else shape.hidden**-0.5)
     return model
+
+
+def usual_product(place: Place, shape: Shape) -> Multiply:
+    """What the server multiplies by here unless it has to be deterministic."""
+    return leokernels.choose_product(leokernels.Place(place.device, place.dtype, shape.head_dim)).multiply
 
 
 def multiply_by(model: Llama, multiply: Multiply) -> None:

@@ -90,7 +90,7 @@ def test_the_whole_keeps_within_its_time_and_what_a_stage_leaves_over_goes_to_th
 def test_all_stages_together_stay_under_nine_minutes() -> None:
     assert TOTAL_SECONDS + 3 * len(STAGES) < NINE_MINUTES + 10
     assert TOTAL_SECONDS < NINE_MINUTES
-    assert {found.number for found in STAGES} == {1, 2, 3, 4, 5, 6}
+    assert {found.number for found in STAGES} == {1, 2, 3, 4, 5, 6, 7}
 
 
 def test_results_are_written_before_a_stage_ends(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def fake_runners(log: list[str]) -> gpu.RunnerFactory[FakeRunner]:
     return gpu.RunnerFactory(lambda blocks: FakeRunner(log, blocks), lambda runner: log.append("graphs"))
 
 
-ALL_STEPS = ["graphs", "step of 50", "step of 31", "step of 4"]
+ALL_STEPS = ["graphs", "step of 50", "step of 31", "step of 4", "step of 1"]
 
 
 def test_the_reserve_is_what_the_largest_step_and_the_graphs_took_over_one_block_and_gave_back() -> None:
@@ -185,4 +185,4 @@ def test_a_runner_without_graphs_or_triton_is_measured_and_worked_in(
     runner, plan = start._start_measured(config, model, limits, runners)
     assert plan.num_blocks == 8
     assert runner.key_value[0].keys.shape[0] == 8
-    assert steps == [20, 20, 3] * 2
+    assert steps == [20, 20, 3, 1] * 2

@@ -22,8 +22,29 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leokernels.product.triton_missing", lambda: None)
 
 
-def test_a_gpus_own_library_multiplies_unless_it_has_to_be_deterministic() -> None:
+def test_few_rows_have_a_product_of_their_own_where_it_was_found_to_be_faster() -> None:
+    from leokernels.triton.narrow import KINDS_OF_ROWS, linear
+
     product = choose_product(ON_GPU)
+    assert (product.name, product.multiply, product.kinds_of_rows) == ("narrow", linear, KINDS_OF_ROWS)
+    assert "up to 8 rows" in product.reason
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "missing"),
+    [
+        (torch.bfloat16, (8, 0), None),
+        (torch.bfloat16, (10, 0), None),
+        (torch.float32, (9, 0), None),
+        (torch.bfloat16, (9, 0), "triton is not installed"),
+    ],
+)
+def test_elsewhere_a_gpus_own_library_multiplies_unless_it_has_to_be_deterministic(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, capability: tuple[int, int], missing: str | None
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    monkeypatch.setattr("leokernels.product.triton_missing", lambda: missing)
+    product = choose_product(replace(ON_GPU, dtype=dtype))
     assert product.name == "torch"
     x, weight = torch.randn(3, 8), torch.randn(5, 8)
     assert torch.equal(product.multiply(x, weight), F.linear(x, weight))

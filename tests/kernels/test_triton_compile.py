@@ -32,6 +32,12 @@ pytestmark = pytest.mark.timeout(1200)  # compiling is work, and other tests may
 MEETING = int(os.environ.get("COMPILE_MEETING", "2"))  # how many choices meet, whichever they are
 USED = ("registers", "stack", "shared")
 REGISTER_FILE = 65536  # registers of a multiprocessor
+# Tiles that may spill, and how many bytes a thread, because an H200 was faster with them than with any that does not.
+# By capability, kernel, and what is cached; see tiles.prefill and tiles._decode_128_on_sm_90 for what was timed.
+MAY_SPILL = {
+    ((9, 0), "paged_prefill", None): (Tile(rows=128, keys=64, warps=4, stages=2), 224),  # 0.67 to 0.73 of the time
+    ((9, 0), "paged_decode_grouped", torch.int8): (Tile(rows=16, keys=128, warps=4, stages=2), 24),  # 0.64 to 0.69
+}
 META = torch.device("meta")  # without storage: a host function that looked at a value would fail
 OFFERED = entry("triton")
 WINDOW = 4096  # Mistral's; only whether there is one changes what a kernel does
@@ -143,9 +149,18 @@ def offered_scenarios(capability: Capability) -> Iterator[Scenario]:
         yield str(variant), variant.launch
 
 
-def within_bounds(report: Report, capability: Capability) -> bool:
+def stack_allowed(variant: Variant, kernel: str, capability: Capability) -> int:
+    """Bytes a thread: none, but where the variant has one of the tiles that may spill."""
+    heads, kv_heads, head_dim = NETWORKS[variant.network]
+    tile, most = MAY_SPILL.get((capability, kernel, variant.cached), (None, 0))
+    table = tiles.prefill if kernel == "paged_prefill" else tiles.decode
+    shape = (capability, head_dim, heads // kv_heads, (variant.cached or variant.dtype).itemsize, variant.windowed)
+    return most if head_dim == 128 and table(*shape) == tile else 0
+
+
+def within_bounds(report: Report, capability: Capability, stack: int = 0) -> bool:
     return (
-        report.stack == 0
+        report.stack <= stack
         and report.registers <= REGISTERS
         and report.registers * report.warps * 32 <= REGISTER_FILE
         and report.shared <= SHARED[capability]
@@ -173,7 +188,8 @@ def test_attention_compiles_without_spilling_and_within_shared_memory(compiled: 
     decode = "paged_decode" if heads == kv_heads else "paged_decode_grouped"
     assert [report.kernel for report in found] == [decode, "decode_combine", "paged_prefill"]
     for report in found:
-        assert within_bounds(report, compiled.capability), report
+        stack = stack_allowed(variant, report.kernel, compiled.capability)
+        assert within_bounds(report, compiled.capability, stack), report
 
 
 @pytest.mark.parametrize("capability", SHARED, ids=str)
@@ -197,9 +213,17 @@ def test_a_kernel_that_spills_is_seen() -> None:
     assert max(report.stack for report in found) > 0
 
 
+def test_tiles_that_may_spill_are_the_tables() -> None:
+    """An exception whose tile is no longer taken would excuse nothing, and stand there all the same."""
+    for (capability, kernel, cached), (tile, _) in MAY_SPILL.items():
+        taken = [v for v in offered(capability) if v.cached is cached and stack_allowed(v, kernel, capability)]
+        assert taken, (kernel, tile)
+        assert all(NETWORKS[variant.network][2] == 128 for variant in taken)
+
+
 def too_large_scenarios(capability: Capability) -> Iterator[Scenario]:
     def call() -> None:
-        with mock.patch("leokernels.triton.tiles.prefill", return_value=Tile(rows=128, keys=64, warps=4, stages=2)):
+        with mock.patch("leokernels.triton.tiles.prefill", return_value=Tile(rows=128, keys=128, warps=4, stages=2)):
             Variant("7B", torch.bfloat16, None, 64, windowed=False).launch()
 
     yield "four warps", call
@@ -215,7 +239,12 @@ def print_all(capability: Capability) -> bool:
             capability,
             f"{kernel}: {len(its)} variants, at most {registers} registers, {stack} B stack, {shared} B shared",
         )
-    beyond = [report for report in found if not within_bounds(report, capability)]
+    variants = {str(variant): variant for variant in offered(capability)}
+    beyond = [
+        report
+        for report in found
+        if not within_bounds(report, capability, stack_allowed(variants[report.scenario], report.kernel, capability))
+    ]
     print(*beyond, sep="\n", flush=True)
     return not beyond
 

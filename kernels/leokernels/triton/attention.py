@@ -133,7 +133,8 @@ class _Call:
         chunks = decode_chunks(self.metadata.max_context, self.window)
         space = self.workspace(rows * heads * chunks)
         context_len, table = self.metadata.context_len, self.metadata.block_table
-        tile, early = self.tile(tiles.decode), early_options(tiles.early(tiles.capability(self.query.device)))
+        tile = self.tile(tiles.decode)
+        early = early_options(tiles.early(tiles.capability(self.query.device), rows))
         programs = min(chunks, max(1, tiles.DECODE_PROGRAMS // (rows * kv_heads)))
         kernel = paged_decode if tile.rows == 1 else paged_decode_grouped
         kernel[(kv_heads, programs, rows)](

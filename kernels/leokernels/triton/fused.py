@@ -264,4 +264,5 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 
 
 def _early(x: Tensor) -> dict[str, Any]:
-    return early_options(tiles.early(tiles.capability(x.device)))
+    """For a step of as many rows as x has."""
+    return early_options(tiles.early(tiles.capability(x.device), x.shape[0]))

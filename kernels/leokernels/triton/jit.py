@@ -56,9 +56,15 @@ def early_options(early: bool) -> dict[str, Any]:
     """Of a kernel with a constant EARLY: whether it starts before those launched before it have ended.
 
     Programmatic dependent launch, in CUDA graphs too: a kernel may start once every program of the one before has
-    called `start_next`. Every kernel calls it first, so several may be waiting while one computes. What another kernel
-    wrote may only be read, and memory only be written, after `wait_for_previous`, which returns once the kernel before
-    has ended; that one had waited for its own. So each kernel has to wait, before any of its programs returns.
+    called `start_next` or returned. Every kernel calls it first, so several may be waiting while one computes.
+
+    What holds for each such kernel, whatever is launched around it: every one of its programs calls
+    `wait_for_previous`, and before that reads nothing that a step writes, and writes nothing. Then no two kernels are
+    ever at work on a step's memory at once. For the wait ends when the kernel before has ended, with all its writes
+    visible; that one had itself waited before its end, and so on back to one that started normally, after everything
+    before it. So when a kernel reads, all that was launched earlier has written; and when it writes, all that was
+    launched earlier has read, however many kernels ago: a workspace or freed memory may be used again. A kernel that
+    takes no part, as the library's, starts normally, when the one before has ended; a kernel after it finds it ended.
     """
     return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 

@@ -4,15 +4,17 @@ Nothing is tuned while serving: a tile also decides in which order a row's sums 
 version on the same GPU give the same bits. A tile is chosen by architecture, head size, how many heads share a KV head,
 the size of what is cached, and whether there is a sliding window.
 
-Chosen by compiling: in no variant that is served does a kernel need stack memory, which would be spilled registers, on
-any of the architectures, nor more shared memory than they have (99 KiB on sm_89, 163 on sm_80, 227 on sm_90 and
-sm_100), whether Triton 3.6 or 3.9 compiles it. Nothing here was timed yet.
+Chosen by compiling: in no variant that is served does a kernel need more shared memory than the architectures have
+(99 KiB on sm_89, 163 on sm_80, 227 on sm_90 and sm_100), nor stack memory, which would be spilled registers, whether
+Triton 3.6 or 3.9 compiles it. On sm_90 also by timing, on an NVIDIA H200 with Triton 3.6; there two tiles are faster
+than any that does not spill, and are said to be. Milliseconds below are of that GPU, medians, 1024 keys a row unless
+they say otherwise. The other architectures' tiles were not timed.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,6 +30,9 @@ STEPS_A_PART = 16  # of a tile's depth in a part of a sum, at least: each part h
 FEW_ROWS = 64  # of a matrix product, up to which its tiles have no more
 PRODUCT_BAND = 8  # tiles of rows that go through the weights together
 ADDED_ELEMENTS = 1024  # of a product that one program adds the parts of
+EARLY_ROWS = 4  # of a step, up to which its kernels start early
+FEW_COLUMNS = 8192  # of a product for few rows: up to here it is cut into parts
+NARROW_STEPS = 8  # of its depth in a part, at least
 INTERPRETER = (0, 0)  # the capability of Triton's interpreter
 
 
@@ -70,6 +75,12 @@ def prefill(capability: tuple[int, int], head_dim: int, sharing: int, cached_byt
     are, heads of 128 take half the keys, or on GPUs with less shared memory twice the warps. On sm_100 a warp has fewer
     registers to itself where heads of 64 share a KV head. With 8 bits or a window the assembler would also spill by its
     own choice, to get down to 128 registers a thread.
+
+    On sm_90 four warps are faster than eight, although heads of 128 then spill 136 to 224 bytes a thread in 16 bits
+    without a window: 0.401 ms against 0.549 for 4 prompts of 2048 tokens of 7B, 2.106 against 3.141 after 6144 cached
+    ones, and for 8192 tokens of 70B, with a stage more, 2.295 against 3.195 (PyTorch's FlashAttention-2: 0.485, 2.786,
+    3.247). With 8 bits or a window they would spill up to 416, and heads of 64 would spill too; those were not timed,
+    and keep eight.
     """
     registers = None if cached_bytes == 2 and not windowed else THREAD_REGISTERS
     match architecture(capability), head_dim, cached_bytes, windowed:
@@ -83,6 +94,8 @@ def prefill(capability: tuple[int, int], head_dim: int, sharing: int, cached_byt
             return Tile(rows=128, keys=32, warps=8, stages=2, registers=registers)
         case _, 128, 1, True:
             return Tile(rows=128, keys=32, warps=8, stages=2, registers=registers)
+        case "sm_90", 128, 2, False:
+            return Tile(rows=128, keys=64, warps=4, stages=2, registers=registers)
         case _:
             return Tile(rows=128, keys=64, warps=8, stages=2, registers=registers)
 
@@ -98,35 +111,41 @@ def decode(capability: tuple[int, int], head_dim: int, sharing: int, cached_byte
     rows = 1 if sharing == 1 else max(16, 1 << (sharing - 1).bit_length())  # no tensor core multiplies fewer than 16
     if architecture(capability) == "interpreter":
         return Tile(rows, keys=32, warps=4, stages=1)
+    if architecture(capability) == "sm_90" and head_dim == 128:
+        return _decode_128_on_sm_90(rows, cached_bytes)
     if sharing > 1 and cached_bytes == 1:
         return Tile(rows, keys=32, warps=4, stages=2, registers=THREE_PROGRAMS)
     registers = None if head_dim == 128 and cached_bytes == 2 else FOUR_PROGRAMS
     if sharing > 1:
         return Tile(rows, keys=64, warps=4, stages=2, registers=registers)
-    if architecture(capability) == "sm_90" and head_dim == 128 and cached_bytes == 2:
-        return Tile(rows, keys=128, warps=4, stages=1)
     return Tile(rows, keys=64, warps=4, stages=1, registers=registers)
 
 
-def early(capability: tuple[int, int]) -> bool:
-    """Whether kernels start before those before them have ended: see jit.early_options."""
-    return False
+def _decode_128_on_sm_90(rows: int, cached_bytes: int) -> Tile:
+    """What was timed, for heads of 128 alone (`rows` 1) and in groups; at batch 64 where nothing else is said.
+
+    Alone in 8 bits 0.195 ms for int8, against 0.291 with the other architectures' 64 keys by 4 warps, and 0.174 against
+    0.256 for float8. In 16 bits 0.259, as long as with 64 keys by 2 warps, which take 0.0156 against 0.0121 at batch 1.
+
+    Groups of 8, as 70B's: in 16 bits 0.0876 ms against 0.0874 with 64 keys, but 0.0091 against 0.0106 at batch 1; int8
+    0.0774 against 0.1117 with 32 keys (0.0105 and 0.0166 at batch 1), float8 0.0833 against 0.1185 (0.0116 and 0.0180).
+    int8 spills up to 24 bytes a thread, by the assembler's choice for a third program on a multiprocessor, as it was
+    timed. In 16 bits the assembler is kept from spilling down to 96 registers.
+    """
+    if rows > 1:
+        return Tile(rows, keys=128, warps=4, stages=2, registers=THREE_PROGRAMS if cached_bytes == 2 else None)
+    if cached_bytes == 1:
+        return Tile(rows, keys=128, warps=2, stages=1, registers=THREE_PROGRAMS)
+    return Tile(rows, keys=128, warps=4, stages=1)
 
 
-@dataclass(frozen=True, slots=True)
-class SkinnyTile:
-    """`columns`, which are rows of the weight, by `depth`; the first `ahead` elements of each are asked for early."""
+def early(capability: tuple[int, int], rows: int) -> bool:
+    """Whether the kernels of a step of so many rows start before those before them have ended: see jit.early_options.
 
-    columns: int
-    depth: int
-    ahead: int
-    warps: int
-    stages: int
-
-
-def skinny(capability: tuple[int, int], rows: int) -> SkinnyTile:
-    """skinny_kernel's tile."""
-    return SkinnyTile(columns=8, depth=512, ahead=1024, warps=4, stages=4)
+    7B's step on an H200, with narrow_kernel as its product and 1024 keys, early against not: 4.05 ms against 4.22 for 1
+    row, 4.20 against 4.36 for 2, 4.59 against 4.61 for 4, but 5.25 against 5.17 for 8.
+    """
+    return architecture(capability) == "sm_90" and rows <= EARLY_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +161,20 @@ class NarrowTile:
     stages: int
 
 
-def narrow(capability: tuple[int, int], columns: int, depth: int) -> NarrowTile:
-    """narrow_kernel's tile."""
-    parts = 1
-    while -(-columns // 64) * parts < 256 and depth // parts > 1024:
-        parts *= 2
-    return NarrowTile(rows=8, columns=64, depth=128, ahead=512, parts=parts, warps=4, stages=4)
+def narrow(columns: int, depth: int) -> NarrowTile:
+    """narrow_kernel's tile for a weight of `columns` rows of `depth`, on sm_90, where alone it is used.
+
+    Where columns are many, a program is one warp that takes 16 of them; where they are few, 64 by four warps, and K is
+    cut into parts, of which none is shorter than what is asked for early. A row of 7B on an H200, beside the library's:
+    qkv 26.7 us against 27.5, gate_up 45.9 against 46.0; output 12.1 against 13.3, down 24.9 against 27.6. With the
+    other of the two tiles qkv takes 30.0, gate_up 49.2, output 12.7 and down 29.8.
+    """
+    if columns > FEW_COLUMNS:
+        return NarrowTile(rows=8, columns=16, depth=256, ahead=1024, parts=1, warps=1, stages=6)
+    tile = NarrowTile(rows=16, columns=64, depth=128, ahead=512, parts=1, warps=4, stages=6)
+    while tile.parts < 4 and depth >= 2 * tile.parts * NARROW_STEPS * tile.depth:
+        tile = replace(tile, parts=2 * tile.parts)
+    return tile
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,8 +107,8 @@ def start_runner(factory: RunnerFactory[R], num_blocks: int, load: Load) -> R:
 
 
 def work_in(runner: MeasuredRunner, load: Load) -> None:
-    """Compute the largest step, a prompt that is scored, decode rows alone, a copied block: kernels are compiled,
-    memory has been at its peak."""
+    """Compute the largest step, a prompt that is scored, decode rows alone, one and many, a copied block: kernels are
+    compiled, those of few rows among them, and memory has been at its peak."""
     runner.launch(largest_step(load)).results()
     runner.launch(scored_prompt(load)).results()
     rows = [
@@ -116,6 +116,7 @@ def work_in(runner: MeasuredRunner, load: Load) -> None:
         for slot in range(load.max_num_seqs)
     ]
     runner.launch(Step(rows, copies=[(0, 0)])).results()
+    runner.launch(Step(rows[:1])).results()
 
 
 def scored_prompt(load: Load) -> Step:
