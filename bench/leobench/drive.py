@@ -57,6 +57,8 @@ class Drive:
     lateness: list[float] = field(default_factory=list)
     begin: float = 0.0
     started: int = 0
+    failed: int = 0  # of the records, counted as they come: whoever shows progress must not hold the loop up
+    tokens: int = 0  # of their answers
     _sessions: int = 0
 
     @property
@@ -134,7 +136,9 @@ class Drive:
             record = self._record(planned, due, url)
             answer = await self.client.send(self.client.target.body(prompt, planned.output_tokens), record)
             self.records.append(record)
+            self.tokens += record.output_tokens or 0
             if record.error is not None:
+                self.failed += 1
                 return False
             transcript.answered(prompt, answer)
         return True

@@ -52,15 +52,13 @@ class Progress:
 def line(drive: Drive, now: float) -> str:
     """How far a load has got, `now` seconds into the run."""
     seconds = max(1e-9, now - drive.begin)
-    failed = sum(record.error is not None for record in drive.records)
-    tokens = sum(record.output_tokens or 0 for record in drive.records)
     waits = sorted(wait for record in drive.records[-RECENT:] if (wait := ttft(record)) is not None)
     told = [
         f"{'warm-up ' if drive.warmup else ''}{seconds:.0f} s",
-        f"{len(drive.records) - failed} answered",
+        f"{len(drive.records) - drive.failed} answered",
         f"{drive.running} running",
-        f"{failed} failed",
-        f"{tokens / seconds:.0f} tokens/s",
+        f"{drive.failed} failed",
+        f"{drive.tokens / seconds:.0f} tokens/s",
     ]
     if waits:
         told.append(f"TTFT p50 {milliseconds(percentile(waits, 50))} ms")
