@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from gpustages.network import Sizes, new_runner, random_network
 from gpustages.place import Place
 from gpustages.recording import place_slots
 from gpustages.shapes import Shape
+from gpustages.warming import warm
 from leokernels.product import choose_product
 from leokernels.table import Place as Served
 from leokernels.triton import narrow, tiles
@@ -24,7 +28,8 @@ from tests.kernels.test_triton_narrow import LEOLM
 
 GPU = torch.device("cuda", 0)
 PLACE = Place(GPU, torch.bfloat16, tiny=False, scratch=Path(), ceilings={}, deadline=time.monotonic() + 3600)
-SHAPES = sorted({shape for shapes in LEOLM.values() for shape in shapes})
+HALF = (torch.bfloat16, torch.float16)
+SHAPES = [*sorted({shape for shapes in LEOLM.values() for shape in shapes}), (1000, 1000), (9000, 200)]
 SMALL = (
     Shape("heads of their own", 512, 1024, 4, 4, 4, vocab=1024, context=512),
     Shape("8 heads on a KV head", 1024, 2048, 4, 8, 1, vocab=1024, context=512),
@@ -38,7 +43,24 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.fixture(scope="module")
+def compiled() -> None:
+    """Each product's kernels, by as many processes as there are cores for."""
+    warm(PLACE, calls, seconds=60)
+
+
+def calls(place: Place) -> Iterator[Callable[[], object]]:
+    for dtype, (columns, depth), rows in product(HALF, SHAPES, narrow.KINDS_OF_ROWS):
+        yield partial(multiply, place.device, dtype, columns, depth, rows)
+
+
+def multiply(device: torch.device, dtype: torch.dtype, columns: int, depth: int, rows: int) -> torch.Tensor:
+    x = torch.zeros(rows, depth, dtype=dtype, device=device)
+    return narrow.narrow_linear(x, torch.zeros(columns, depth, dtype=dtype, device=device))
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize(("columns", "depth"), SHAPES)
 def test_it_is_float64s_product_for_1_to_8_rows(columns: int, depth: int, dtype: torch.dtype) -> None:
     generator = torch.Generator(GPU).manual_seed(0)
