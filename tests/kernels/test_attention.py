@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leokernels import Place, attention, new_cache, write_kv
+from leokernels import Place, attention, native, new_cache, write_kv
 from leokernels.table import entry
 from tests.kernels.paging import (
     CASES,
@@ -41,7 +41,9 @@ def skip_unless_it_fits(implementation: str, dtype: torch.dtype, head_dim: int =
 def _two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    native.use_threads(2)
     yield
+    native.use_threads(None)
     torch.set_num_threads(before)
 
 

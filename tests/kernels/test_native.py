@@ -41,10 +41,9 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(params=[1, 2, 5])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+    native.use_threads(request.param)
     yield request.param
-    torch.set_num_threads(before)
+    native.use_threads(None)
 
 
 def drawn(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -153,8 +152,7 @@ def test_rotations_and_cache_are_torch_s_bit_by_bit(
 @given(st.lists(st.integers(1, 40), min_size=20, max_size=60), st.integers(2, 6))
 def test_jobs_of_any_size_in_any_order_lose_no_task(rows: list[int], threads: int) -> None:
     """Each job has to see what the one before wrote: a task done twice, late or never would show."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    native.use_threads(threads)
     try:
         identity = Packed(torch.eye(256))
         x = torch.arange(40 * 256).float().view(40, 256)
@@ -163,7 +161,7 @@ def test_jobs_of_any_size_in_any_order_lose_no_task(rows: list[int], threads: in
             assert torch.equal(y, x[:count])
             x[:count] = identity(y) + 1
     finally:
-        torch.set_num_threads(before)
+        native.use_threads(None)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 The library is compiled when the package is built (build.py), for each instruction set apart; which one is loaded is
 decided here, by the processor. Its functions are called through ctypes with addresses, and share a pool of threads, as
-many as torch has. One thread at a time may call them.
+many as torch has unless `use_threads` says otherwise. One thread at a time may call them.
 
 A row's bits depend on nothing but the row: neither on what else is in the batch nor on how many threads there are.
 """
@@ -140,9 +140,22 @@ def _pool_of(threads: int) -> int:
     return _library().pool_new(threads)
 
 
+def use_threads(count: int | None) -> None:
+    """So many threads from now on, whatever torch has; None: as many as torch.
+
+    A process that computes with this library alone leaves torch one thread: torch's spin for a while after each of
+    their jobs, on cores that others could use.
+    """
+    global _threads
+    _threads = count
+
+
+_threads: int | None = None
+
+
 def _pool() -> int:
-    """The address of the threads, as many as torch has now."""
-    return _pool_of(torch.get_num_threads())
+    """The address of the threads."""
+    return _pool_of(_threads or torch.get_num_threads())
 
 
 class Packed:

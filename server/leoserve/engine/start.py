@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 import leokernels
+from leokernels import native
 from leoserve.engine import gpu
 from leoserve.engine.admission import Admission
 from leoserve.engine.cache import BlockPool
@@ -94,6 +95,9 @@ def _start(config: EngineConfig, send: Callable[[StepOutputs | Refused], None]) 
     )
     num_bytes = _load(model, folder, model_config, config.progress)
     model.try_products(product.kinds_of_rows)
+    if attention.name == "native" and product_of(dtype) == "native":
+        native.use_threads(threads)
+        torch.set_num_threads(1)
     limits = _limits(config, place, max_model_len, block_size)
     runner, plan = _start_runner(config, model, limits, capturable=attention.capturable)
     ahead = 1 if model.fused.name == "triton" and config.async_scheduling else 0
