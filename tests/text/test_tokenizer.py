@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leoserve import demo
 from leoserve.text.template import ChatTemplate, RenderedPrompt
 from leoserve.text.tokenizer import Tokenizer
 from tests.text.conftest import BYTES, sentencepiece_like, write_checkpoint
@@ -231,3 +233,13 @@ def test_other_threads_run_while_a_long_text_is_encoded(tmp_path: Path) -> None:
     done.set()
     ticking.join()
     assert during >= 10  # with the GIL held throughout, one or two around the call
+
+
+def test_prompts_are_not_kept() -> None:
+    """The library would keep each of them for its cache of words: 3 to 4 KB a prompt, up to 10,000 prompts."""
+    tokenizer, process, count = Tokenizer.load(demo.model_path()), psutil.Process(), 3000
+    for number in range(2 * count):
+        if number == count:
+            before = process.memory_info().rss
+        tokenizer.encode(f"Das Haus am Fluss, die Straße und der Garten hinter der Brücke, Nummer {number} und mehr")
+    assert process.memory_info().rss - before < 1000 * count

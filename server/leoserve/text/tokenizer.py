@@ -68,7 +68,7 @@ class Tokenizer:
             raise TokenizerError(f"the tokenizer has a {error}, which leoserve does not know") from error
         self.size = self.vocabulary.size
         self.id_ranges = _ranges(ids.values())
-        self._backend = backend
+        self._backend = _remembering_nothing(backend)
         self._separator = f"\U000f0000{secrets.token_hex(16)}"  # nobody can guess it, so it is in no text
         own = backend.get_vocab(with_added_tokens=False)
         self._plain = _without_control(description, own, self.control.spellings, self._separator)
@@ -233,7 +233,7 @@ class Tokenizer:
                 step["prepend_scheme"] = "never"
             elif step["type"] == "ByteLevel":
                 step["add_prefix_space"] = False
-        return tokenizers.Tokenizer.from_str(json.dumps(description))
+        return _remembering_nothing(tokenizers.Tokenizer.from_str(json.dumps(description)))
 
 
 def _ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
@@ -282,4 +282,13 @@ def _without_control(
     last = max([*vocabulary.values(), *(token["id"] for token in kept)])
     flags = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
     kept.append({"id": last + 1, "content": separator} | flags)
-    return tokenizers.Tokenizer.from_str(json.dumps(description | {"added_tokens": kept, "post_processor": None}))
+    plain = json.dumps(description | {"added_tokens": kept, "post_processor": None})
+    return _remembering_nothing(tokenizers.Tokenizer.from_str(plain))
+
+
+def _remembering_nothing(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The library keeps the ids of the last 10,000 words. A tokenizer that does not split texts into words would keep
+    whole prompts: 40 MB that are never of use again."""
+    if backend.pre_tokenizer is None and hasattr(backend.model, "_resize_cache"):
+        backend.model._resize_cache(0)
+    return backend
