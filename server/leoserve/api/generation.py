@@ -40,9 +40,10 @@ async def unless_gone(request: HttpRequest, work: Awaitable[T]) -> T:
         raise ClientGone if gone.done() else record.too_late()
     finally:
         record.gone = not task.done()
-        for future in (task, gone):
-            future.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        gone.cancel()
+        if record.gone:
+            task.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def disconnected(request: HttpRequest) -> None:
