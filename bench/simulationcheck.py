@@ -78,7 +78,8 @@ def main() -> int:
     config = EngineConfig(model=options.model, threads=options.threads, max_num_seqs=64, progress=False)
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     found = beside(config, options.users, options.requests)
-    results[Path(options.model).resolve().name] = {"command": " ".join(sys.argv[1:]), **found}
+    name = Path(options.model).resolve().name
+    results[name] = {"command": f"python bench/simulationcheck.py {name} --threads {options.threads}", **found}
     options.out.write_text(json.dumps(results, indent=1) + "\n")
     print(f"{options.out}: at most {found['worst_off']:.1%} off")
     return int(found["worst_off"] > BOUND)
