@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -113,6 +114,35 @@ def test_gates_are_torch_s(dtype: torch.dtype, inner: int) -> None:
     gate_up[0, :4] = torch.tensor([0.0, -0.0, 300.0, -300.0])
     expected = fused.silu_and_mul(gate_up)
     torch.testing.assert_close(native.silu_and_mul(gate_up), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("columns", [1, 17, 511, 513, 32128])
+def test_draws_invert_the_cumulative_distribution(columns: int) -> None:
+    draws = np.random.default_rng(columns)
+    logits = drawn(6, columns, dtype=torch.float32, scale=3)
+    logits[1, columns // 3 : columns - 1] = -float("inf")
+    logits[2] = -float("inf")
+    logits[2, columns // 2] = 4
+    rows = draws.integers(0, 6, 200)
+    temperatures = draws.choice(np.array([0.3, 1, 1.7], dtype=np.float32), 200)
+    uniforms = draws.random(200)
+    uniforms[:4] = [0, 0, 1 - 2**-53, 1 - 2**-53]
+    found = native.draw(logits, rows, temperatures, uniforms)
+    for row, temperature, uniform, id in zip(rows, temperatures, uniforms, found.tolist(), strict=True):
+        weights = (logits[row].double() / float(temperature)).softmax(0).numpy()
+        assert weights[id] > 0
+        cumulative = weights.cumsum()
+        assert cumulative[id] > uniform - 1e-5  # float32 weights: near a step either side is right
+        assert cumulative[id] - weights[id] <= uniform + 1e-5
+
+
+def test_a_draw_is_the_same_alone_and_among_others() -> None:
+    logits, uniforms = drawn(40, 3000, dtype=torch.float32), np.random.default_rng(0).random(40)
+    one = np.ones(40, dtype=np.float32)
+    together = native.draw(logits, np.arange(40), one, uniforms)
+    for row in (0, 7, 39):
+        assert native.draw(logits, np.array([row]), one[:1], uniforms[row : row + 1]) == together[row]
 
 
 def test_exponentials_reach_into_every_corner() -> None:

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from leokernels.contract import AttentionMetadata, KVCache
 from leokernels.native.build import library
 
-VERSION = 3  # of the functions' signatures, as the library says it
+VERSION = 4  # of the functions' signatures, as the library says it
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 HEAD_DIMS = tuple(range(32, 257, 32))
 BLOCK_MULTIPLE = 16
@@ -107,6 +109,7 @@ class _Library:
     packed_bytes: Callable[..., int]
     pack: Callable[..., None]
     multiply: Callable[..., None]
+    draw: Callable[..., None]
     norm: Callable[..., None]
     gate: Callable[..., None]
     rope: Callable[..., None]
@@ -127,6 +130,7 @@ def _library() -> _Library:
         "pack": (None, [address, kind, address, length, length, address]),
         "multiply": (None, [address, kind, kind, address, address, address, length, length, length]),
     }
+    signatures["draw"] = (None, [address, address, length, address, address, address, address, length])
     signatures |= {job: (None, [address, kind, ctypes.c_char_p]) for job in ("norm", "gate", "rope", "attention")}
     functions: dict[str, Callable[..., object]] = {}
     for function, (result, arguments) in signatures.items():
@@ -184,6 +188,30 @@ class Packed:
         at = _library()
         at.multiply(_pool(), self.kind, wide, x.data_ptr(), self._bytes.data_ptr(), y.data_ptr(), rows, *self.shape)
         return y
+
+
+def draw(
+    logits: Tensor, rows: NDArray[np.int64], temperatures: NDArray[np.float32], uniforms: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Draw an id for each of `rows` [S] of logits [R, V] float32: softmax at its temperature, inverted at its uniform.
+
+    All [S] and contiguous. The first id whose cumulative weight, in the order of ids, exceeds uniform * total; one of
+    weight 0 is never drawn. Rows need a finite largest logit. Raises ValueError for logits of another kind.
+    """
+    if logits.dtype is not torch.float32 or not logits.is_contiguous() or logits.device.type != "cpu":
+        raise ValueError("native drawing takes float32 logits on a CPU, without gaps")
+    ids = np.empty(len(rows), dtype=np.int64)
+    _library().draw(
+        _pool(),
+        logits.data_ptr(),
+        logits.shape[1],
+        np.ascontiguousarray(rows, dtype=np.int64).ctypes.data,
+        np.ascontiguousarray(temperatures, dtype=np.float32).ctypes.data,
+        np.ascontiguousarray(uniforms, dtype=np.float64).ctypes.data,
+        ids.ctypes.data,
+        len(rows),
+    )
+    return ids
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:

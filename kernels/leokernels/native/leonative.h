@@ -61,6 +61,11 @@ void leo_gate(void* pool, int kind, const LeoGate* job);
 void leo_rope(void* pool, int kind, const LeoRope* job);
 void leo_attention(void* pool, int kind, const LeoAttention* job);
 
+// Of logits [.., columns], for each of the `count` rows named one id, in proportion to exp(logit / temperature): the first
+// whose cumulative weight exceeds uniform, from [0, 1), times the total. An id of weight 0 is never drawn.
+void leo_draw(void* pool, const float* logits, int64_t columns, const int64_t* rows, const float* temperatures,
+              const double* uniforms, int64_t* ids, int64_t count);
+
 #ifdef __cplusplus
 }
 #endif

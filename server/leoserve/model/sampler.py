@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from leokernels import native
 from leoserve.model.edits import Edits, Ids, apply_edits, apply_masks
 from leoserve.model.grammar import CompiledGrammar, Masks
 from leoserve.model.logprobs import RawRows
@@ -88,6 +89,7 @@ class Sampler:
             raise ValueError(f"token_ranges {token_ranges} name no id below {vocab_size}")
         self._dead = Dead(~alive, self.device)
         self._any_id = int(alive.nonzero()[0])
+        self._natively = self.device.type == "cpu" and native.missing() is None
         self._kind = np.zeros(max_slots, dtype=np.int64)
         self._temperature = np.ones(max_slots, dtype=np.float32)
         self._top_k = np.zeros(max_slots, dtype=np.int64)
@@ -225,16 +227,18 @@ class Sampler:
     def _draw(self, logits: Tensor, tokens: Tensor, rows: Ids, slots: Ids, positions: Ids) -> None:
         """Overwrite `tokens` [R] in `rows` [S], those that are not greedy; `slots` and `positions` [S] are theirs."""
         truncated = self._kind[slots] == TRUNCATED
-        uniform = self._tensor(self._noise.at(slots, positions))
-        probabilities = self._probabilities(logits, rows, slots)
+        uniform = self._noise.at(slots, positions)
         for group, cut in ((np.flatnonzero(~truncated), False), (np.flatnonzero(truncated), True)):
-            if not len(group):
-                continue
-            whole = len(group) == len(rows)
-            here = self._tensor(group)
-            part, noise = (probabilities, uniform) if whole else (probabilities[here], uniform[here])
-            drawn = self._truncation(slots[group]).sample(part, noise) if cut else draw(part, noise)
-            tokens.index_copy_(0, self._tensor(rows[group]), drawn)
+            if len(group):
+                drawn = self._drawn(logits, rows[group], slots[group], uniform[group], cut)
+                tokens.index_copy_(0, self._tensor(rows[group]), drawn)
+
+    def _drawn(self, logits: Tensor, rows: Ids, slots: Ids, uniform: NDArray[np.float64], cut: bool) -> Tensor:
+        """A token for each of `rows` [S], all of them truncated (`cut`), or none."""
+        if not cut and self._natively:
+            return torch.from_numpy(native.draw(logits, rows, self._temperature[slots], uniform))
+        probabilities, noise = self._probabilities(logits, rows, slots), self._tensor(uniform)
+        return self._truncation(slots).sample(probabilities, noise) if cut else draw(probabilities, noise)
 
     def _probabilities(self, logits: Tensor, rows: Ids, slots: Ids) -> Tensor:
         """Softmax of the rows at their temperatures, [S, V]."""
