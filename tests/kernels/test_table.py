@@ -218,9 +218,7 @@ def test_every_implementations_own_block_size_fits_it() -> None:
 
 
 def test_an_implementation_that_is_none_is_refused_at_the_call() -> None:
-    with pytest.raises(
-        UnsupportedAttention, match="there is native or cpu or triton or flash_attn or torch_varlen"
-    ):
+    with pytest.raises(UnsupportedAttention, match="there is native or cpu or triton or flash_attn or torch_varlen"):
         new_cache(1, 16, 1, 64, dtype=torch.float32, device=CPU, implementation="fast")
 
 
