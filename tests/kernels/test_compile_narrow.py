@@ -11,7 +11,7 @@ from tests.kernels.compiling import REGISTERS, SHARED, Capability, Report, Scena
 
 HOPPER = (9, 0)
 META = torch.device("meta")  # without storage: a host function that looked at a value would fail
-SHAPES = ((12288, 4096), (4096, 4096), (4096, 11008), (8192, 28672), (1000, 1000))  # N, K: both tiles; ragged
+SHAPES = ((12288, 4096), (4096, 4096), (4096, 11008), (8192, 28672), (1000, 1000))  # N, K: 7B's and 70B's; ragged
 ROWS = (1, 8)  # early, and not
 
 
@@ -40,7 +40,7 @@ def compiled() -> list[Report]:
 
 
 def test_it_compiles_without_spilling_and_within_shared_memory(compiled: list[Report]) -> None:
-    assert {report.kernel for report in compiled} == {"narrow_kernel", "add_parts_kernel"}
+    assert {report.kernel for report in compiled} == {"narrow_kernel"}
     for report in compiled:
         assert report.stack == 0, report
         assert report.registers <= REGISTERS, report
@@ -49,4 +49,4 @@ def test_it_compiles_without_spilling_and_within_shared_memory(compiled: list[Re
 
 def test_tensor_cores_multiply(compiled: list[Report]) -> None:
     for report in compiled:
-        assert bool(report.multiplies) == (report.kernel == "narrow_kernel"), report
+        assert report.multiplies, report

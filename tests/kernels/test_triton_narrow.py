@@ -6,13 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from triton import cdiv
 
 from leokernels.triton import narrow, tiles
 
 DTYPES = [torch.float32, torch.float16]  # the interpreter's bfloat16 is not to be trusted
 HOPPER = (9, 0)
-SHAPES = [(64, 128), (1, 1), (70, 37), (100, 2060), (130, 4096)]  # N, K: whole, ragged, in two parts, in four
+SHAPES = [(64, 128), (1, 1), (70, 37), (100, 2060), (130, 4096)]  # N, K: whole, ragged, deep
 LEOLM = {  # N, K of 7B's, 13B's, 70B's and Mistral's weights
     "7B": ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (32128, 4096)),
     "13B": ((15360, 5120), (5120, 5120), (27648, 5120), (5120, 13824), (32128, 5120)),
@@ -25,15 +24,6 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tens
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-@pytest.fixture(params=["few columns", "many columns"])
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both tiles, whatever the number of columns."""
-    if request.param == "many columns":
-        monkeypatch.setattr(tiles, "FEW_COLUMNS", 0)
-    return str(request.param)
-
-
-@pytest.mark.usefixtures("kind")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("columns", "depth"), SHAPES)
 @pytest.mark.parametrize("rows", [1, 3, 8])
@@ -45,7 +35,6 @@ def test_it_is_float64s_product(rows: int, columns: int, depth: int, dtype: torc
     torch.testing.assert_close(found, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6 * depth)
 
 
-@pytest.mark.usefixtures("kind")
 @pytest.mark.parametrize("depth", [37, 2060])
 def test_what_lies_past_the_ends_is_neither_read_nor_written(depth: int) -> None:
     """NaN beside x and weight in memory does not reach the product."""
@@ -79,25 +68,6 @@ def test_tensors_with_gaps_are_refused() -> None:
         narrow.narrow_linear(draw(2, 8), draw(8, 4).T)
 
 
-def test_the_tiles_of_leolms_weights_are_those_that_were_measured() -> None:
-    wide, few = tiles.narrow(12288, 4096), tiles.narrow(4096, 4096)
-    assert (wide.rows, wide.columns, wide.depth, wide.parts, wide.warps) == (8, 16, 256, 1, 1)
-    assert (few.rows, few.columns, few.depth, few.parts, few.warps) == (16, 64, 128, 4, 4)
-    for shapes in LEOLM.values():
-        for columns, depth in shapes:
-            assert tiles.narrow(columns, depth) == (few if columns <= 8192 else wide)
-
-
-def test_no_part_is_shorter_than_what_is_asked_for_early() -> None:
-    """Else a program would ask for what lies behind its row, and the last one behind the weight."""
-    for columns in (64, 12288):
-        for depth in (*range(1, 40_000, 37), *(4096 * number for number in range(1, 8))):
-            tile = tiles.narrow(columns, depth)
-            length = cdiv(cdiv(depth, tile.depth), tile.parts) * tile.depth
-            shortest = depth - (tile.parts - 1) * length
-            assert shortest >= min(tile.ahead, 1 << (depth.bit_length() - 1)), (columns, depth)
-
-
 def test_steps_of_few_rows_start_early_where_that_was_measured_and_nowhere_else() -> None:
     assert [tiles.early(HOPPER, rows) for rows in (1, 4, 5, 8, 300)] == [True, True, False, False, False]
     for capability in (tiles.INTERPRETER, (8, 0), (8, 9), (10, 0), (12, 0)):
@@ -112,8 +82,7 @@ def test_its_kinds_of_rows_are_all_that_it_has(monkeypatch: pytest.MonkeyPatch) 
         def __getitem__(self, grid: tuple[int, ...]) -> object:
             return lambda *tensors, **constants: launched.add(tuple(sorted(constants.items())))
 
-    for name in ("narrow_kernel", "add_parts_kernel"):
-        monkeypatch.setattr(narrow, name, Launches())
+    monkeypatch.setattr(narrow, "narrow_kernel", Launches())
     monkeypatch.setattr(tiles, "capability", lambda device: HOPPER)
     for columns, depth in LEOLM["7B"]:
         weight = torch.empty(columns, depth, device="meta")

@@ -31,7 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from leokernels.triton import tiles
-from leokernels.triton.jit import early_options, jit, kernel, launch_options, start_next, wait_for_previous
+from leokernels.triton.jit import jit, kernel, launch_options
 
 # A weight's kernels are compiled once it met each of these numbers of rows, and as many as will ever come.
 KINDS_OF_ROWS = (1, tiles.FEW_ROWS + 1)
@@ -123,19 +123,12 @@ def _add_up(
 
 @kernel(varying=("elements",))
 def add_parts_kernel(
-    partial: tl.tensor,
-    out: tl.tensor,
-    elements: tl.tensor,
-    PARTS: tl.constexpr,
-    TAKEN: tl.constexpr,
-    EARLY: tl.constexpr,
+    partial: tl.tensor, out: tl.tensor, elements: tl.tensor, PARTS: tl.constexpr, TAKEN: tl.constexpr
 ) -> None:
     """Adds the parts up in their order, as linear_kernel does where it takes them all. Grid (elements / TAKEN, up).
 
     partial [PARTS, elements] float32, out [elements] of any dtype.
     """
-    start_next(EARLY)
-    wait_for_previous(EARLY)
     place = tl.program_id(0).to(tl.int64) * TAKEN + tl.arange(0, TAKEN)
     inside = place < elements
     total = tl.zeros([TAKEN], tl.float32)
@@ -179,6 +172,6 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     )
     if apart:
         grid = (triton.cdiv(out.numel(), tiles.ADDED_ELEMENTS),)
-        options = launch_options(warps=4, stages=1) | early_options(early=False)
+        options = launch_options(warps=4, stages=1)
         add_parts_kernel[grid](target, out, out.numel(), PARTS=parts, TAKEN=tiles.ADDED_ELEMENTS, **options)
     return out

@@ -1,7 +1,7 @@
 """The product of a linear layer for a few rows, as decoding has it alone or beside a few others: x [M, K] by [N, K].
 
 Such a product is bound by reading the weights, each once for 2 M operations. Tensor cores multiply all the same: the
-weight is on the side of their instructions that takes 16 rows or 64, and x on the other, which takes 8.
+weight is on the side of their instructions that takes 16 rows, and x on the other, which takes 8.
 
 Between two products there is little to do but to wait: for small kernels, for launches, for the first bytes to come.
 With EARLY (see jit) a program starts while the kernels before it still run, and asks for the first of its weights,
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from leokernels.triton import tiles
 from leokernels.triton.jit import early_options, jit, kernel, launch_options, start_next, wait_for_previous
-from leokernels.triton.matmul import add_parts_kernel
 
 MOST_ROWS = 8  # beyond, the library's
 # A weight's kernels are compiled once it met each of these numbers of rows: those that start early, and those that
@@ -49,29 +48,25 @@ def narrow_kernel(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     AHEAD: tl.constexpr,
-    PARTS: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    """COLUMNS of the product, of one part of K. Grid (N / COLUMNS, PARTS).
+    """COLUMNS of the product. Grid (N / COLUMNS).
 
-    x [rows, K], up to ROWS, and weight [N, K] of one dtype; out [rows, N] of it, or float32 [PARTS, rows, N] of parts
-    of K that are still to be added. Tile: ROWS by COLUMNS, DEPTH of K at a time, from tiles.narrow. With EARLY, the
-    first AHEAD of a part are asked for before x is known; no part has fewer.
+    x [rows, K], up to ROWS, weight [N, K] and out [rows, N], all of one dtype. Tile: ROWS by COLUMNS, DEPTH of K at a
+    time, tiles.NARROW. With EARLY, the first AHEAD of each of the weight's rows, at most K, are asked for before x is
+    known.
 
     2 ROWS N K operations; moves 2 N K bytes of a weight in 16 bits, and little beside.
     """
     start_next(EARLY)
-    LENGTH: tl.constexpr = tl.cdiv(tl.cdiv(K, DEPTH), PARTS) * DEPTH
-    part = tl.program_id(1)
-    begin, stop = part * LENGTH, tl.minimum((part + 1) * LENGTH, K)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.arange(0, ROWS)
     weight_row = weight + tl.minimum(column, N - 1).to(tl.int64) * K
     if EARLY and AHEAD >= LINE:
-        _bring(weight_row + begin, AHEAD)
+        _bring(weight_row, AHEAD)
     wait_for_previous(EARLY)
     total = tl.zeros([COLUMNS, ROWS], tl.float32)
-    for start in tl.range(begin, stop, DEPTH):
+    for start in tl.range(0, K, DEPTH):
         depth = start + tl.arange(0, DEPTH)
         if K % DEPTH == 0:
             w = tl.load(weight_row[:, None] + depth[None, :])
@@ -81,7 +76,7 @@ def narrow_kernel(
             read = (row[None, :] < rows) & (depth[:, None] < K)
             right = tl.load(x + row[None, :] * K + depth[:, None], mask=read, other=0.0)
         total = tl.dot(w, right, total, input_precision="ieee")
-    place = out + (part * rows + row[None, :]) * N + column[:, None]
+    place = out + row[None, :] * N + column[:, None]
     tl.store(place, total.to(out.dtype.element_ty), mask=(row[None, :] < rows) & (column[:, None] < N))
 
 
@@ -97,14 +92,12 @@ def narrow_linear(x: Tensor, weight: Tensor) -> Tensor:
     if not x.is_contiguous() or not weight.is_contiguous():
         raise ValueError("the product for few rows needs tensors without gaps")
     capability = tiles.capability(x.device)
-    tile, early = tiles.narrow(columns, depth), early_options(tiles.early(capability, rows))
+    tile = tiles.NARROW
     out = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
-    parts = tile.parts
-    target = out if parts == 1 else torch.empty(parts, rows, columns, dtype=torch.float32, device=x.device)
-    narrow_kernel[(triton.cdiv(columns, tile.columns), parts)](
+    narrow_kernel[(triton.cdiv(columns, tile.columns),)](
         x,
         weight,
-        target,
+        out,
         rows,
         N=columns,
         K=depth,
@@ -112,14 +105,9 @@ def narrow_linear(x: Tensor, weight: Tensor) -> Tensor:
         COLUMNS=tile.columns,
         DEPTH=tile.depth,
         AHEAD=min(tile.ahead, 1 << (depth.bit_length() - 1)),
-        PARTS=parts,
-        **early,
+        **early_options(tiles.early(capability, rows)),
         **launch_options(tile.warps, tile.stages),
     )
-    if parts > 1:
-        grid = (triton.cdiv(out.numel(), tiles.ADDED_ELEMENTS),)
-        options = launch_options(warps=4, stages=1) | early
-        add_parts_kernel[grid](target, out, out.numel(), PARTS=parts, TAKEN=tiles.ADDED_ELEMENTS, **options)
     return out
 
 

@@ -14,7 +14,7 @@ they say otherwise. The other architectures' tiles were not timed.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -31,8 +31,6 @@ FEW_ROWS = 64  # of a matrix product, up to which its tiles have no more
 PRODUCT_BAND = 8  # tiles of rows that go through the weights together
 ADDED_ELEMENTS = 1024  # of a product that one program adds the parts of
 EARLY_ROWS = 4  # of a step, up to which its kernels start early
-FEW_COLUMNS = 8192  # of a product for few rows: up to here it is cut into parts
-NARROW_STEPS = 8  # of its depth in a part, at least
 INTERPRETER = (0, 0)  # the capability of Triton's interpreter
 
 
@@ -150,31 +148,21 @@ def early(capability: tuple[int, int], rows: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class NarrowTile:
-    """`rows` of x by `columns` by `depth`, in `parts` of K; the first `ahead` elements are asked for early."""
+    """`rows` of x by `columns` by `depth`; of each weight's row the first `ahead` elements are asked for early."""
 
     rows: int
     columns: int
     depth: int
     ahead: int
-    parts: int
     warps: int
     stages: int
 
 
-def narrow(columns: int, depth: int) -> NarrowTile:
-    """narrow_kernel's tile for a weight of `columns` rows of `depth`, on sm_90, where alone it is used.
-
-    Where columns are many, a program is one warp that takes 16 of them; where they are few, 64 by four warps, and K is
-    cut into parts, of which none is shorter than what is asked for early. A row of 7B on an H200, beside the library's:
-    qkv 26.7 us against 27.5, gate_up 45.9 against 46.0; output 12.1 against 13.3, down 24.9 against 27.6. With the
-    other of the two tiles qkv takes 30.0, gate_up 49.2, output 12.7 and down 29.8.
-    """
-    if columns > FEW_COLUMNS:
-        return NarrowTile(rows=8, columns=16, depth=256, ahead=1024, parts=1, warps=1, stages=6)
-    tile = NarrowTile(rows=16, columns=64, depth=128, ahead=512, parts=1, warps=4, stages=6)
-    while tile.parts < 4 and depth >= 2 * tile.parts * NARROW_STEPS * tile.depth:
-        tile = replace(tile, parts=2 * tile.parts)
-    return tile
+# narrow_kernel's, on sm_90, where alone it is used: a program is one warp that takes 16 columns. 7B's whole step on an
+# H200: 4.05 ms for 1 row and 5.17 for 8, where the library's product has 4.30 and 5.40. Cutting K into parts is faster
+# for the two products of few columns alone (down 24.9 us against 29.8), and slower in the step, to which it adds a
+# kernel each time: 4.28 ms for 1 row and 5.53 for 8, between tokens of the engine.
+NARROW = NarrowTile(rows=8, columns=16, depth=256, ahead=1024, warps=1, stages=6)
 
 
 @dataclass(frozen=True, slots=True)
