@@ -57,7 +57,8 @@ def main() -> int:
         "servers": {},
     }
     for name in options.servers:
-        result["servers"][name] = measured = {"runs": {}}
+        measured: dict[str, Any] = {"runs": {}}
+        result["servers"][name] = measured
         with _server(name, options) as (port, seconds):
             measured["ready_seconds"] = round(seconds, 1)
             for clients in options.concurrency:
@@ -161,7 +162,8 @@ def _load(options: argparse.Namespace, port: int, clients: int) -> dict[str, Any
         if done.returncode or not files:
             raise RuntimeError(f"vllm bench serve failed: {done.stderr[-2000:]}")
         found = json.loads(files[0].read_text(encoding="utf-8"))
-    return {"requests": requests} | {key: round(found.get(key, 0), 3) for key in KEPT}
+    kept: dict[str, Any] = {key: round(float(found.get(key, 0)), 3) for key in KEPT}
+    return kept | {"requests": requests}
 
 
 def _told(options: argparse.Namespace) -> list[str]:

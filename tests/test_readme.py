@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 SHELL = [line for language, text in BLOCKS if language == "bash" for line in text.splitlines()]
 SERVE = [line for line in SHELL if "leoserve serve" in line] + re.findall(r"`(leoserve serve[^`]*)`", README)
+BENCH = [line for line in SHELL if line.startswith("leobench ")]
 WHERE = "http://127.0.0.1:8000"
 
 
@@ -34,7 +35,7 @@ def run(*command: str) -> str:
 
 
 def test_every_command_of_the_readme_is_run_by_a_test() -> None:
-    run_here = {"make serve", "make test", "leoserve chat", "leoserve serve --help", *SERVE}
+    run_here = {"make serve", "make test", "leoserve chat", "leoserve serve --help", *SERVE, *BENCH}
     assert [line for line in SHELL if line not in run_here and not line.startswith("curl ")] == []
 
 
@@ -71,6 +72,19 @@ def test_the_terminal_chat_says_paris(demo_server: Server) -> None:
         check=True,
     )
     assert "Paris" in done.stdout
+
+
+def test_the_load_tester_measures_and_reports(demo_server: Server, tmp_path: Path) -> None:
+    assert [line.split()[1] for line in BENCH] == ["run", "report"]
+    for line in BENCH:
+        words = shlex.split(line.replace(WHERE, demo_server.url))[1:]
+        if "--duration" in words:
+            words[words.index("--duration") + 1] = "2"
+        done = subprocess.run(
+            [sys.executable, "-m", "leobench", *words], env=clean_environment(), cwd=tmp_path, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert "</html>" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("line", SERVE)
