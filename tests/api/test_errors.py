@@ -365,6 +365,13 @@ async def test_parameters_that_leave_no_token_are_the_clients_fault(server: Runn
     assert (await server.chat()).status_code == 500
 
 
+async def test_a_grammar_that_cannot_be_followed_is_the_clients_fault_by_its_field(server: Running) -> None:
+    server.engine.error, server.engine.error_kind = "its grammar is too much work: too many items", "grammar"
+    answer = await server.chat(structured_outputs={"regex": "a+"})
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "structured_outputs.regex")
+    assert "too much work" in answer.json()["error"]["message"]
+
+
 async def test_a_large_body_is_parsed_off_the_event_loop(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     from leoserve.api.protocol import body
 

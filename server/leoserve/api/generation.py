@@ -189,8 +189,9 @@ class Generation:
     def _take(self, number: int, request: Request, choice: Choice, output: TokenOutput) -> Delta:
         if output.finish_reason == "error":
             text = output.error or "unknown error"
-            if output.error_kind == "invalid":
-                raise bad_request(f"This request cannot be answered: {text}.")
+            if output.error_kind != "internal":
+                grammar = request.params.grammar if output.error_kind == "grammar" else None
+                raise bad_request(f"This request cannot be answered: {text}.", grammar.param if grammar else None)
             raise internal_error(f"The model could not answer this request: {text}.")
         if output.finish_reason == "abort":
             raise unavailable("draining", 5)

@@ -66,7 +66,8 @@ class TokenOutput(msgspec.Struct, array_like=True, gc=False):
     num_cached_tokens: int = 0  # prompt tokens that the prefix cache had, repeated in every output
     scheduled_at: float = 0.0  # when the choice first got a place in a step
     error: str | None = None  # with finish_reason "error"
-    error_kind: ErrorKind = "internal"  # "invalid": the request's own parameters leave nothing to answer
+    # "invalid": the request's own parameters leave nothing to answer; "grammar": its grammar cannot be followed.
+    error_kind: ErrorKind = "internal"
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # in the first output of choice 0, when asked for
 
 

@@ -82,7 +82,7 @@ class DeviceStep:
                 result.logprobs = token_logprobs(sampling.logprobs, place, count)
             slot = self.rows[number].slot
             if (fault := self.runner.edits.fault(slot)) is not None:
-                result.error, result.error_kind = f"{GRAMMAR_FAILED}: {fault}", "invalid"
+                result.error, result.error_kind = f"{GRAMMAR_FAILED}: {fault}", "grammar"
             elif failed[place] == CODE_NOTHING_LEFT:
                 result.error, result.error_kind = NOTHING_LEFT, "invalid"
             elif failed[place] or (result.logprobs is not None and not result.logprobs.rank):

@@ -30,7 +30,7 @@ from leoserve.model.edits import Edits, Ids, apply_edits, apply_masks
 from leoserve.model.grammar import CompiledGrammar, Masks
 from leoserve.model.logprobs import RawRows
 from leoserve.model.noise import Noise
-from leoserve.model.step import RowResult, SamplingParams, TokenLogprobs
+from leoserve.model.step import ErrorKind, RowResult, SamplingParams, TokenLogprobs
 from leoserve.model.truncation import Truncation, argmax, draw
 
 # Below this a temperature is greedy, as in vLLM: the division would leave float32's range.
@@ -66,11 +66,17 @@ class Sampled:
                 token,
                 logprobs=logprobs,
                 error=why,
-                error_kind="internal" if why == NOT_FINITE else "invalid",
+                error_kind=_kind_of_error(why),
                 complete=row in self.complete,
             )
             for row, (token, logprobs, why) in enumerate(zip(self.token_ids, self.logprobs, self.failed, strict=True))
         ]
+
+
+def _kind_of_error(why: str | None) -> ErrorKind:
+    if why is None or why == NOT_FINITE:
+        return "internal"
+    return "grammar" if why.startswith(GRAMMAR_FAILED) else "invalid"
 
 
 class Sampler:

@@ -11,7 +11,7 @@ import msgspec
 if TYPE_CHECKING:
     from leoserve.model.grammar import CompiledGrammar
 
-ErrorKind = Literal["invalid", "internal"]
+ErrorKind = Literal["invalid", "grammar", "internal"]
 GrammarKind = Literal["json_schema", "regex", "lark", "grammar"]
 
 
