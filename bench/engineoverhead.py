@@ -65,8 +65,15 @@ class NoNetwork:
         # times 6, about a model's: top_p keeps some tens of ids
         self._logits = torch.randn(sequences, vocab, generator=torch.Generator().manual_seed(1)) * 6
 
-    def forward(self, tokens: Tensor, positions: Tensor, kv: Sequence[KVCache], metadata: AttentionMetadata) -> Tensor:
-        return self._hidden[: len(tokens)]
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        kv: Sequence[KVCache],
+        metadata: AttentionMetadata,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        return self._hidden[: len(tokens if wanted is None else wanted)]
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._logits[: len(hidden)]
@@ -158,7 +165,8 @@ def measure(line: Line, sequences: int, vocab: int, kind: str, *, parts: bool) -
         loop.submit(request)
     while loop.scheduler.stats.generation_tokens < 2 * sequences:
         loop.receive()
-        loop.step()
+        if not loop.step():
+            raise RuntimeError("the requests ended before they were measured")
     rounds: list[dict[str, float]] = []
     for _ in range(ROUNDS):
         if clock is not None:

@@ -121,7 +121,7 @@ async def test_a_late_client_measures_its_own_lateness(start_double: Start) -> N
     spaces = [later.intended - earlier.intended for earlier, later in pairwise(records)]
     assert spaces == pytest.approx([0.02] * 49), "what was intended stays as it was"
     late = [record for record in records if record.sent - record.intended > 0.1]
-    assert len(late) == pytest.approx(20, abs=3), "of half a second at 50 a second, those due in its first 0.4 s"
+    assert len(late) >= 17, "of half a second at 50 a second, those due in its first 0.4 s; more on a busy machine"
     assert all((ttft(record) or 0) > record.sent - record.intended for record in late)
     assert max(drive.lateness) > 0.4
 
