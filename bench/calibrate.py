@@ -211,7 +211,8 @@ def load(url: str, *options: str) -> Run:
         command += ["--field", "ignore_eos=true", "--out", str(file), *options]
         subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": SOURCES})
         found = read(file)
-    assert isinstance(found, Run)
+    if not isinstance(found, Run):
+        raise TypeError(f"{file.name} is not the result of one run")
     return found
 
 

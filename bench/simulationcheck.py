@@ -38,7 +38,8 @@ def simulate(calibration: Calibration, *options: str) -> Run:
         command += ["--out", str(file), *options]
         subprocess.run(command, check=True, capture_output=True, env={"PYTHONPATH": SOURCES})
         found = read(file)
-    assert isinstance(found, Run)
+    if not isinstance(found, Run):
+        raise TypeError(f"{file.name} is not the result of one run")
     return found
 
 

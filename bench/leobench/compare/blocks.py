@@ -132,7 +132,8 @@ def _percentiles(
     Of each block there is the share of values above the median. As many blocks tell of the percentile as (Σ n)² / Σ n²
     of the numbers n above it: a tail that one burst made is one observation, however many requests were in the burst.
     """
-    assert quantity.values is not None
+    if quantity.values is None:
+        raise ValueError(f"{quantity} has no values a request of its own")
     count = draws.shape[1]
     lists = [quantity.values(record) if record.error is None else () for record in records]
     values = np.asarray([value for part in lists for value in part], dtype=np.float64)
