@@ -1,4 +1,4 @@
-"""The options of `settings.py` as arguments of a command line, grouped, each with its unit and default."""
+"""The options of `settings/` as arguments of a command line, grouped, each with its unit and default."""
 
 from __future__ import annotations
 
