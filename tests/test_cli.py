@@ -85,8 +85,8 @@ def test_help_of_serve_shows_every_option() -> None:
         (["serve", "--no-log-request"], "there is no option --no-log-request; did you mean --no-log-requests?"),
         (["serve", "--api-key", ""], "--api-key: the key is empty"),
         (
-            ["serve", "--tensor-parallel-size", "2"],
-            "--tensor-parallel-size is another server's option: a model runs on",
+            ["serve", "--pipeline-parallel-size", "2"],
+            "--pipeline-parallel-size is another server's option: a model runs on",
         ),
         (
             ["serve", "--kv-cache-dtype=fp8"],

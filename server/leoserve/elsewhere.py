@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-ONE_DEVICE = "a model runs on one device; tensor and pipeline parallelism are not there yet"
+ONE_DEVICE = "a model runs on one device; pipeline parallelism is not there yet"
 NOT_NEEDED = "it is not needed here: leave it out"
 NO_CODE = "code from a model's repository is never run: leave it out; all LeoLM models are served without"
 QUANTIZED = "quantized checkpoints are not served yet; --kv-dtype stores keys and values in 8 bits"
@@ -10,8 +10,7 @@ TOOLS = "calls of functions need no parser or switch: leave it out"
 
 # vLLM's first, then SGLang's, TGI's and llama.cpp's.
 INSTEAD = {
-    "--tensor-parallel-size": ONE_DEVICE,
-    "-tp": ONE_DEVICE,
+    "-tp": "use --tensor-parallel-size",
     "--pipeline-parallel-size": ONE_DEVICE,
     "--data-parallel-size": "start a server for each device, behind one address",
     "--trust-remote-code": NO_CODE,
@@ -32,7 +31,7 @@ INSTEAD = {
     "--context-length": "use --max-model-len",
     "--max-running-requests": "use --max-num-seqs",
     "--model-id": "the model is given without a flag: leoserve serve MODEL",
-    "--num-shard": ONE_DEVICE,
+    "--num-shard": "use --tensor-parallel-size",
     "--max-total-tokens": "use --max-model-len",
     "--max-concurrent-requests": "use --max-waiting-requests",
     "--ctx-size": "use --max-model-len",

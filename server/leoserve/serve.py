@@ -25,6 +25,7 @@ import leoserve
 from leoserve import checkpoint, demo, log
 from leoserve.engine.client import EngineClient
 from leoserve.engine.request import Ready
+from leoserve.group import read_group
 from leoserve.keyfile import configured
 from leoserve.model.config import ModelConfig
 from leoserve.settings import Settings, unknown_variables
@@ -52,6 +53,7 @@ def serve(settings: Settings) -> int:
     log.configure(settings.log_format, settings.log_level, requests=settings.log_requests)
     for line in unknown_variables(os.environ):
         logger.warning(line)
+    read_group(os.environ).require_alone()
     keyed = bool(configured(settings))  # an unreadable key file is better known now than at the first request
     with bind(settings.host, settings.port) as listener:
         folder, names = locate(settings)

@@ -104,6 +104,13 @@ class EngineOptions(BaseModel):
         "runs here and says why. Name another to compare, or to step around a faulty one.",
         metavar="NAME",
     )
+    tensor_parallel_size: int = option(
+        1,
+        "Engine",
+        "GPUs that share every layer of the model. This version computes on one device: leave it at 1.",
+        unit="GPUs",
+        ge=1,
+    )
     threads: int | None = option(
         None,
         "Engine",
