@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Literal, Protocol, get_args
 
-from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -38,6 +38,10 @@ Rejection = Literal[
 ]
 Finish = Literal["stop", "length", "abort", "error"]
 
+# Every status that a request can end with is there from the start: of a counter that begins with its first event,
+# Prometheus never sees that event.
+STATUSES = (200, 400, 401, 404, 405, 408, 413, 415, 429, 431, 499, 500, 503, 504)
+
 
 class Engine(Protocol):
     """What is read of the engine at a scrape."""
@@ -46,6 +50,12 @@ class Engine(Protocol):
     def stats(self) -> EngineStats: ...
     @property
     def ready(self) -> Ready | None: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def restarts(self) -> int: ...
+    @property
+    def pid(self) -> int | None: ...
 
 
 class Metrics:
@@ -65,21 +75,27 @@ class Metrics:
         self.prompt_tokens = self._tokens("request_prompt_tokens", "Tokens of one request's prompts.")
         self.generation_tokens = self._tokens("request_generation_tokens", "Tokens of one request's answers.")
         self.step_tokens = self._tokens("step_tokens", "Tokens computed by one step.")
-        self._finished = Counter(
-            "leoserve_requests_finished", "Answers by why they ended.", ["reason"], registry=self.registry
+        self._finished = self._counts("requests_finished", "Answers by why they ended.", "reason", get_args(Finish))
+        self._rejected = self._counts(
+            "requests_rejected", "Requests that were not served, by why.", "reason", get_args(Rejection)
         )
-        self._rejected = Counter(
-            "leoserve_requests_rejected", "Requests that were not served, by why.", ["reason"], registry=self.registry
+        self._responses = self._counts(
+            "responses",
+            "Requests by the status they ended with, an error within a stream by that error's, without those for "
+            "/health, /ready and /metrics.",
+            "status",
+            map(str, STATUSES),
         )
-        for reason in get_args(Finish):
-            self._finished.labels(reason)
-        for reason in get_args(Rejection):
-            self._rejected.labels(reason)
+        self._connections = Gauge("leoserve_connections", "Open client connections.", registry=self.registry)
+        self._connections_limit = Gauge(
+            "leoserve_connections_limit", "Client connections that are served.", registry=self.registry
+        )
         ProcessCollector(registry=self.registry)
 
-    def watch(self, model: str, engine: Engine) -> None:
-        """Tell of `engine` at every scrape. `model`: the name that its model calls itself."""
-        self.registry.register(EngineCollector(model, engine))
+    def watch(self, model: str, engine: Engine, max_waiting: int) -> None:
+        """Tell of `engine` at every scrape. `model`: the name that its model calls itself; `max_waiting`: how many
+        answers may wait."""
+        self.registry.register(EngineCollector(model, engine, max_waiting))
 
     def step(self, stats: EngineStats) -> None:
         """The engine has computed one step."""
@@ -87,11 +103,21 @@ class Metrics:
 
     def finished(self, reason: Finish) -> None:
         """One answer has ended."""
-        self._finished.labels(reason).inc()
+        self._finished.add(reason)
 
     def rejected(self, reason: Rejection) -> None:
         """One request was not served."""
-        self._rejected.labels(reason).inc()
+        self._rejected.add(reason)
+
+    def responded(self, status: int) -> None:
+        """One request has ended with this HTTP status."""
+        self._responses.add(str(status))
+
+    def connected(self, count: int, limit: int | None) -> None:
+        """So many connections are open now, of those that are served."""
+        self._connections.set(count)
+        if limit is not None:
+            self._connections_limit.set(limit)
 
     def render(self) -> bytes:
         """The text that a scrape gets."""
@@ -103,10 +129,39 @@ class Metrics:
     def _tokens(self, name: str, documentation: str) -> Histogram:
         return self._histogram(name, documentation, TOKENS)
 
+    def _counts(self, name: str, documentation: str, label: str, values: Iterable[str]) -> Counts:
+        counts = Counts(f"leoserve_{name}", documentation, label, values)
+        self.registry.register(counts)
+        return counts
+
     def _histogram(self, name: str, documentation: str, bounds: Sequence[float]) -> Histogram:
         histogram = Histogram(f"leoserve_{name}", documentation, bounds)
         self.registry.register(histogram)
         return histogram
+
+
+class Counts(Collector):
+    """How often something has happened, by the value of one label. `values`: those that are told from the start.
+
+    Belongs to one thread, as `Histogram` does. The library's own also tells when each was first counted, which is as
+    many lines again of every scrape.
+    """
+
+    def __init__(self, name: str, documentation: str, label: str, values: Iterable[str]) -> None:
+        self.name = name
+        self.documentation = documentation
+        self.label = label
+        self._counts = dict.fromkeys(values, 0)
+
+    def add(self, value: str) -> None:
+        """Count one more."""
+        self._counts[value] = self._counts.get(value, 0) + 1
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(self.name, self.documentation, labels=[self.label])
+        for value, count in self._counts.items():
+            family.add_metric([value], count)
+        yield family
 
 
 class Histogram(Collector):
@@ -137,9 +192,12 @@ class Histogram(Collector):
 class EngineCollector(Collector):
     """Reads the engine's last snapshot when someone scrapes; between scrapes it costs nothing."""
 
-    def __init__(self, model: str, engine: Engine) -> None:
+    def __init__(self, model: str, engine: Engine, max_waiting: int) -> None:
         self.model = model
         self.engine = engine
+        self.max_waiting = max_waiting
+        # Memory and processor time of the engine's process, where most of both is.
+        self._process = ProcessCollector(namespace="leoserve_engine", pid=self._pid, registry=None)
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: registering must not ask the engine."""
@@ -148,21 +206,36 @@ class EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         stats, ready = self.engine.stats, self.engine.ready
         usage = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
-        yield from self._own(stats, usage)
+        yield from self._gauges(stats, ready, usage)
+        yield from self._counters(stats)
         yield self._info(ready)
+        if self.engine.pid is not None:
+            yield from self._process.collect()
         yield from self._vllm(stats, ready, usage)
 
-    def _own(self, stats: EngineStats, usage: float) -> Iterator[Metric]:
+    def _pid(self) -> int:
+        return self.engine.pid or 0
+
+    def _gauges(self, stats: EngineStats, ready: Ready | None, usage: float) -> Iterator[Metric]:
         for name, documentation, value in (
+            ("ready", "1 while requests are taken; 0 while loading, restarting or shutting down.", self._is_ready()),
             ("requests_running", "Answers being computed.", stats.running),
+            ("requests_running_limit", "Answers that can be computed at once.", ready.max_num_seqs if ready else 0),
             ("requests_waiting", "Answers waiting for a place in a step.", stats.waiting),
-            ("kv_blocks", "Blocks of the key/value cache.", stats.blocks_total),
+            ("requests_waiting_limit", "Answers that may wait.", self.max_waiting),
+            ("kv_blocks", "Blocks of the key/value cache.", ready.num_blocks if ready else 0),
             ("kv_blocks_used", "Blocks that a running answer holds.", stats.blocks_used),
             ("kv_cache_usage_ratio", "Share of the blocks that running answers hold, 0 to 1.", usage),
             ("last_step_seconds", "Duration of the last step.", stats.step_seconds),
         ):
             yield GaugeMetricFamily(f"leoserve_{name}", documentation, value=value)
+
+    def _is_ready(self) -> float:
+        return float(self.engine.state == "ready")
+
+    def _counters(self, stats: EngineStats) -> Iterator[Metric]:
         for name, documentation, total in (
+            ("engine_restarts", "How often the engine had died and was started again.", self.engine.restarts),
             ("engine_steps", "Steps computed.", stats.steps),
             ("prompt_tokens", "Prompt tokens computed, without cached ones.", stats.prompt_tokens),
             ("cached_tokens", "Prompt tokens that the prefix cache had.", stats.cached_tokens),

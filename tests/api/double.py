@@ -41,6 +41,8 @@ class EngineDouble:
     stats: EngineStats = field(default_factory=EngineStats)
     healthy: bool = True
     in_flight: int = 0
+    restarts: int = 0
+    pid: int | None = None
     cached: int = 0
     pause_after: int | None = None
     failure: Exception | None = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 from types import SimpleNamespace
 
 import prometheus_client
@@ -11,11 +14,13 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from leoserve.api.catalog import FAULTS
 from leoserve.engine.client import EngineRefused
-from leoserve.engine.request import EngineStats
-from leoserve.metrics import LATENCY, Metrics
+from leoserve.engine.request import EngineStats, Ready
+from leoserve.metrics import LATENCY, STATUSES, Metrics
 
-from .conftest import Running
+from .conftest import Running, Start
+from .test_answer import leave
 
 
 def values(metrics: Metrics) -> dict[str, float]:
@@ -66,12 +71,17 @@ async def test_ends_and_refusals_are_counted_by_reason(server: Running) -> None:
 
 def test_the_engines_totals_are_counters_and_its_state_gauges() -> None:
     metrics = Metrics()
+    ready = Ready(
+        max_model_len=256, block_size=16, num_blocks=10, vocab_size=1024, max_num_seqs=8, dtype="float32", device="cpu",
+        attention="double", weight_bytes=0,
+    )  # fmt: skip
     stats = EngineStats(
         steps=9, running=1, waiting=2, blocks_total=10, blocks_used=5, preemptions=3, prompt_tokens=100,
         cached_tokens=40, generation_tokens=50, prefix_queries=140, prefix_hits=40, step_tokens=7, step_seconds=0.5,
     )  # fmt: skip
-    metrics.watch("leo", SimpleNamespace(stats=stats, ready=None))
+    metrics.watch("leo", SimpleNamespace(stats=stats, ready=ready, state="ready", restarts=4, pid=None), 20)
     found = values(metrics)
+    assert found["leoserve_engine_restarts_total"] == 4
     assert found["leoserve_engine_steps_total"] == 9
     assert found["leoserve_prompt_tokens_total"] == 100
     assert found["leoserve_cached_tokens_total"] == 40
@@ -79,9 +89,84 @@ def test_the_engines_totals_are_counters_and_its_state_gauges() -> None:
     assert found["leoserve_preemptions_total"] == 3
     assert found["leoserve_prefix_cache_queries_total"] == 140
     assert found["leoserve_prefix_cache_hits_total"] == 40
-    assert found["leoserve_requests_running"] == 1
-    assert found["leoserve_requests_waiting"] == 2
+    assert (found["leoserve_requests_running"], found["leoserve_requests_running_limit"]) == (1, 8)
+    assert (found["leoserve_requests_waiting"], found["leoserve_requests_waiting_limit"]) == (2, 20)
+    assert (found["leoserve_kv_blocks_used"], found["leoserve_kv_blocks"]) == (5, 10)
     assert found["leoserve_kv_cache_usage_ratio"] == found["vllm:kv_cache_usage_perc|leo"] == 0.5
+
+
+def test_an_engine_that_has_not_computed_yet_tells_its_cache(server: Running) -> None:
+    assert values(server.context.metrics)["leoserve_kv_blocks"] == 64
+
+
+async def test_ready_is_what_the_route_says(server: Running) -> None:
+    for state, ready in (("ready", 1), ("restarting", 0), ("draining", 0)):
+        server.engine.state = state
+        assert values(server.context.metrics)["leoserve_ready"] == ready
+        assert (await server.http.get("/ready")).is_success == bool(ready)
+
+
+async def test_requests_are_counted_by_the_status_they_end_with(server: Running) -> None:
+    for path in ("/health", "/ready", "/metrics"):
+        await server.http.get(path)
+    await server.chat()
+    await server.chat(temperature=9)
+    await server.http.get("/nowhere")
+    server.engine.error = "broken"
+    await server.chat()
+    server.engine.error_after = 1  # in the midst of a stream, whose response has status 200
+    await server.chat(stream=True)
+    await server.http.post("/v1/responses", json={"model": "leo", "input": "Hallo", "stream": True})
+    server.engine.refusal = EngineRefused("overloaded", "full")
+    await server.chat()
+    found = values(server.context.metrics)
+    counted = {name[-3:]: count for name, count in found.items() if name.startswith("leoserve_responses_total")}
+    assert {status: count for status, count in counted.items() if count} == {
+        "200": 1, "400": 1, "404": 1, "429": 1, "500": 3,
+    }  # fmt: skip
+
+
+async def test_a_client_that_leaves_a_stream_is_counted_and_no_failure(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.engine.pause_after = 1
+    await leave(server, "/v1/completions", {"model": "leo", "prompt": "Hallo", "stream": True}, after="first")
+    async with asyncio.timeout(60):
+        while not values(server.context.metrics)["leoserve_responses_total|499"]:
+            await asyncio.sleep(0)
+    assert not [line for line in caplog.records if line.levelno >= logging.ERROR]
+
+
+def test_every_status_an_error_can_have_is_there_from_the_start() -> None:
+    assert {fault.status for fault in FAULTS} <= set(STATUSES)
+    assert all(values(Metrics())[f"leoserve_responses_total|{status}"] == 0 for status in STATUSES)
+
+
+async def test_connections_are_counted_while_they_are_open(start: Start) -> None:
+    server = await start(max_connections=7)
+    before = (await scraped(server))["leoserve_connections"]
+    _, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+    assert await scraped(server) == {"leoserve_connections": before + 1, "leoserve_connections_limit": 7}
+    writer.close()
+    async with asyncio.timeout(60):
+        while (await scraped(server))["leoserve_connections"] > before:
+            pass
+
+
+async def scraped(server: Running) -> dict[str, float]:
+    """What a scrape tells of connections, its own among them."""
+    await server.http.get("/metrics")
+    return {name: value for name, value in values(server.context.metrics).items() if "_connections" in name}
+
+
+def test_the_engines_process_is_measured_while_there_is_one() -> None:
+    metrics, engine = Metrics(), SimpleNamespace(stats=EngineStats(), ready=None, state="ready", restarts=0, pid=None)
+    metrics.watch("leo", engine, 0)
+    assert not [name for name in values(metrics) if name.startswith("leoserve_engine_process")]
+    engine.pid = os.getpid()
+    found = values(metrics)
+    for name in ("resident_memory_bytes", "cpu_seconds_total", "start_time_seconds"):
+        assert found[f"leoserve_engine_process_{name}"] == pytest.approx(found[f"process_{name}"], rel=0.1)
 
 
 def test_the_tokens_of_each_step_are_counted() -> None:

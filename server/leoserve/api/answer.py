@@ -144,6 +144,7 @@ class Frames:
 def failure(error: Exception, record: Record) -> ApiError:
     """What the client of a stream is told about an exception, which is logged where it was not foreseen."""
     api_error = as_api_error(error)
+    record.fail(api_error)
     if api_error.status == 500:
         logger.exception("request %s failed while it streamed", record.request_id)
     return api_error

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from leoserve.api.errors import ApiError, bad_request, error_response, rejection
-from leoserve.api.limits import RequestId
+from leoserve.api.limits import WATCHING, RequestId
 from leoserve.metrics import Metrics
 
 MAX_HEAD_BYTES = 1 << 16  # of the URL and all header and trailer fields
@@ -26,7 +26,7 @@ HEAD_SECONDS = 30.0  # from the first byte of a request, or the connection's beg
 BODY_SECONDS = 300.0  # from there to the end of the body
 LINGER_SECONDS = 2.0  # how long a refused client may send on before it is cut off, so that it sees the refusal
 RESERVE = 256  # connections beyond the limit, for those who watch over the server
-WATCHED = frozenset({b"/health", b"/ready", b"/metrics"})
+WATCHED = frozenset(path.encode() for path in WATCHING)
 
 
 class Connection(HttpToolsProtocol):
@@ -56,10 +56,12 @@ class Connection(HttpToolsProtocol):
             self._too_many = beyond > 0
             if beyond > RESERVE:
                 transport.close()
+        self._tell_connections()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         super().connection_lost(exc)
+        self._tell_connections()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -124,11 +126,18 @@ class Connection(HttpToolsProtocol):
             self._fault = head_too_large()
             raise self._fault
 
+    @property
+    def metrics(self) -> Metrics | None:
+        """Where the application counts, if it has said so."""
+        return self.app_state.get("metrics")
+
     def _reject(self, error: ApiError) -> None:
-        """Count it, where the application has said how."""
-        metrics: Metrics | None = self.app_state.get("metrics")
-        if metrics is not None:
-            metrics.rejected(rejection(error))
+        if self.metrics is not None:
+            self.metrics.rejected(rejection(error))
+
+    def _tell_connections(self) -> None:
+        if self.metrics is not None:
+            self.metrics.connected(len(self.connections), self.max_connections)
 
     def _progress(self) -> None:
         self._heard = True
@@ -169,6 +178,8 @@ class Connection(HttpToolsProtocol):
                 return
             cycle.disconnected = True  # the application, which waits for the rest of this body, has no more to say
             cycle.message_event.set()
+        elif self.metrics is not None:
+            self.metrics.responded(error.status)
         body = msgspec.json.encode(error.body())
         headers = [
             *self.server_state.default_headers,

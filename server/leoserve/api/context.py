@@ -35,6 +35,10 @@ class Engine(Protocol):
     def healthy(self) -> bool: ...
     @property
     def in_flight(self) -> int: ...
+    @property
+    def restarts(self) -> int: ...
+    @property
+    def pid(self) -> int | None: ...
     def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]: ...
     def abort(self, request_id: str, index: int | None = None) -> None: ...
 
@@ -59,7 +63,7 @@ class ServerContext:
         self.admission = Admission(self.settings, self.engine)
         self.seeds = random.Random(self.settings.seed)
         self.longest_token = max(map(len, self.tokenizer.vocabulary.pieces))
-        self.metrics.watch(self.model_ids[0], self.engine)
+        self.metrics.watch(self.model_ids[0], self.engine, self.settings.max_waiting_requests)
 
     def fingerprint(self) -> str:
         """`system_fingerprint`: equal for equal builds serving the same model in the same way."""

@@ -126,6 +126,8 @@ def as_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
+        case ClientGone():
+            return ApiError(CLIENT_CLOSED, "The client has gone away.")
         case EngineRefused(kind="overloaded"):
             return overloaded(error.message)
         case EngineRefused(kind="invalid_grammar"):
@@ -180,7 +182,7 @@ async def on_error(request: Request, error: Exception) -> Response:
         metrics.rejected(rejection(api_error))
     record = getattr(request.state, "record", None)
     if record is not None:
-        record.error = api_error.message if api_error.param is None else f"{api_error.param}: {api_error.message}"
+        record.fail(api_error)
     return error_response(api_error)
 
 

@@ -16,8 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from leoserve.api.errors import ApiError, error_response, unavailable
 from leoserve.api.rates import Charge, header_names
 from leoserve.api.record import Record
+from leoserve.metrics import Metrics
 
 EXPOSED = ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry", "x-leoserve-warning", *header_names()]
+WATCHING = frozenset({"/health", "/ready", "/metrics"})  # routes for those who watch over the server
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -25,8 +27,9 @@ class RequestId:
     """Puts `x-request-id` on every response: the client's own when it is short and plain, else a new one; and what is
     left of the client's allowance.
 
-    At the end of a request, stream and all, it closes the record that the route left in `request.state.record`, and
-    settles the charge in `request.state.charge`. A request that the server's end cancels is told so.
+    At the end of a request, stream and all, it closes the record that the route left in `request.state.record`, settles
+    the charge in `request.state.charge`, and counts how the request ended. A request that the server's end cancels is
+    told so.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -61,18 +64,22 @@ class RequestId:
             # Nothing but the server's end cancels a request, which would become a plain 500 after this.
             await error_response(unavailable("draining", 5))(scope, receive, send_with_id)
         finally:
-            close(scope["state"], status or 500)
+            watching = scope["path"].removeprefix(scope.get("root_path", "")) in WATCHING
+            close(scope["state"], status or 500, counted=not watching)
 
 
-def close(state: dict[str, Any], status: int) -> None:
-    """The request has ended: settle and log what it was."""
+def close(state: dict[str, Any], status: int, *, counted: bool) -> None:
+    """The request has ended: settle, count and log what it was."""
     record: Record | None = state.get("record")
     charge: Charge | None = state.get("charge")
     if charge is not None:
         computed = record is not None and record.outputs > 0
         charge.settle(record.prompt_tokens + record.generated_tokens if record is not None and computed else 0)
     if record is not None:
-        record.close(status)
+        status = record.close(status)
+    metrics: Metrics | None = state.get("metrics")
+    if metrics is not None and counted:
+        metrics.responded(status)
 
 
 class BodyLimit:

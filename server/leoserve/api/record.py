@@ -36,6 +36,7 @@ class Record:
     last_token_at: float = 0.0
     gone: bool = False  # the client, or whatever else waited for the answer
     error: str = ""  # why it was not answered, as the client was told
+    failed: int = 0  # the status of `error`
     finished: list[str] = field(default_factory=list)  # reasons, in the order of the ends
 
     @property
@@ -89,11 +90,16 @@ class Record:
         if choice.generated > 1:
             self.metrics.time_per_output_token.observe((choice.last_at - choice.first_at) / (choice.generated - 1))
 
-    def close(self, status: int) -> None:
-        """The request has ended with this HTTP status: observe it, and log it in one line."""
+    def fail(self, error: ApiError) -> None:
+        """The request ends with `error`."""
+        self.error = error.message if error.param is None else f"{error.param}: {error.message}"
+        self.failed = error.status
+
+    def close(self, status: int) -> int:
+        """The request has ended, and its response begun with this HTTP status: observe it, and log it in one line.
+        Returns the status that says how it ended."""
         now = time.monotonic()
-        if "abort" in self.finished:
-            status = CLIENT_CLOSED
+        status = CLIENT_CLOSED if "abort" in self.finished else self.failed or status
         if self.first_token_at:
             self.metrics.end_to_end.observe(now - self.arrival)
             self.metrics.decode.observe(self.last_token_at - self.first_token_at)
@@ -103,6 +109,7 @@ class Record:
             self.metrics.queue.observe(max(0.0, self.scheduled_at - self.arrival))
             self.metrics.prefill.observe(max(0.0, self.first_token_at - self.scheduled_at))
         logger.info("%s", self.endpoint, extra=self.fields(status, now))
+        return status
 
     def fields(self, status: int, now: float) -> dict[str, object]:
         return {

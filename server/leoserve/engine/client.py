@@ -119,6 +119,11 @@ class EngineClient:
         self._unanswered: tuple[str, float] | None = None  # a request, and since when no step has finished for it
 
     @property
+    def pid(self) -> int | None:
+        """Of the engine's process; None while there is none."""
+        return None if self._connection is None else self._connection.process.pid
+
+    @property
     def in_flight(self) -> int:
         """Choices that were sent and have not ended."""
         return sum(len(stream.open) for stream in self._streams.values())
