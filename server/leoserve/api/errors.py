@@ -85,12 +85,15 @@ def unavailable(state: str, retry_after: float) -> ApiError:
         "failed": "has no working engine",
     }.get(state, "cannot answer now")
     seconds = min(max(1, math.ceil(retry_after)), MAX_RETRY_AFTER)
+    headers = {"Retry-After": str(seconds)}
+    if state == "draining":
+        headers["Connection"] = "close"  # on a new one, a balancer of connections finds another server
     return ApiError(
         503,
         f"The server {doing}. Try again in {seconds} s.",
         type="server_error",
         code="service_unavailable",
-        headers={"Retry-After": str(seconds)},
+        headers=headers,
     )
 
 

@@ -155,10 +155,11 @@ class EngineClient:
         return self.ready
 
     async def drain(self, grace: float) -> bool:
-        """Admit nothing more and wait for what runs, at most `grace` seconds. True when everything had its end."""
+        """Admit nothing more and wait for what runs, at most `grace` seconds, and not for an engine that hangs. True
+        when everything had its end."""
         self._enter("draining")
         deadline = time.monotonic() + grace
-        while self._streams and time.monotonic() < deadline:
+        while self._streams and self.healthy and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         finished = not self._streams
         self.abandon("the server is shutting down")
