@@ -116,33 +116,111 @@ def test_gates_are_torch_s(dtype: torch.dtype, inner: int) -> None:
     torch.testing.assert_close(native.silu_and_mul(gate_up), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
+COLUMNS = [1, 17, 31, 33, 511, 513, 32128]
+
+
+def masks(slots: int, columns: int, words: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random masks [slots, words] int32, and the same as flags [slots, columns]; an empty and a full one among them."""
+    flags = np.random.default_rng(columns).random((slots, 32 * words)) < 0.3
+    flags[0], flags[1] = False, True
+    packed = np.packbits(flags, axis=1, bitorder="little").view(np.int32)
+    told = np.zeros((slots, columns), dtype=bool)
+    told[:, : 32 * words] = flags[:, :columns]
+    return np.ascontiguousarray(packed), told
+
+
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("columns", [1, 17, 511, 513, 32128])
+@pytest.mark.parametrize("columns", COLUMNS)
 def test_draws_invert_the_cumulative_distribution(columns: int) -> None:
     draws = np.random.default_rng(columns)
     logits = drawn(6, columns, dtype=torch.float32, scale=3)
     logits[1, columns // 3 : columns - 1] = -float("inf")
     logits[2] = -float("inf")
     logits[2, columns // 2] = 4
-    rows = draws.integers(0, 6, 200)
+    logits = logits[draws.integers(0, 6, 200)]
     temperatures = draws.choice(np.array([0.3, 1, 1.7], dtype=np.float32), 200)
     uniforms = draws.random(200)
     uniforms[:4] = [0, 0, 1 - 2**-53, 1 - 2**-53]
-    found = native.draw(logits, rows, temperatures, uniforms)
-    for row, temperature, uniform, id in zip(rows, temperatures, uniforms, found.tolist(), strict=True):
-        weights = (logits[row].double() / float(temperature)).softmax(0).numpy()
+    _, found = native.choose(logits, temperatures, uniforms)
+    for row, temperature, uniform, id in zip(logits, temperatures, uniforms, found.tolist(), strict=True):
+        weights = (row.double() / float(temperature)).softmax(0).numpy()
         assert weights[id] > 0
         cumulative = weights.cumsum()
         assert cumulative[id] > uniform - 1e-5  # float32 weights: near a step either side is right
         assert cumulative[id] - weights[id] <= uniform + 1e-5
 
 
-def test_a_draw_is_the_same_alone_and_among_others() -> None:
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_without_a_temperature_the_largest_is_chosen_and_the_first_of_several(columns: int) -> None:
+    logits = drawn(60, columns, dtype=torch.float32).mul(8).round()  # many are equal
+    peaks, found = native.choose(logits, np.zeros(60), np.zeros(60))
+    np.testing.assert_array_equal(found, logits.numpy().argmax(1))
+    np.testing.assert_array_equal(peaks, logits.numpy().max(1))
+
+
+def test_a_row_that_is_not_a_number_is_told_by_its_peak_and_disturbs_no_other() -> None:
+    logits = drawn(5, 100, dtype=torch.float32)
+    logits[1, 70], logits[2], logits[3, 9] = float("nan"), -float("inf"), float("inf")
+    for temperature in (0, 1):
+        peaks, found = native.choose(logits, np.full(5, temperature), np.full(5, 0.5))
+        assert np.isnan(peaks[1])
+        assert peaks[2] == -np.inf
+        assert peaks[3] == np.inf
+        alone = native.choose(logits[[0, 4]], np.full(2, temperature), np.full(2, 0.5))
+        np.testing.assert_array_equal(found[[0, 4]], alone[1])
+        assert ((found >= 0) & (found < 100)).all()
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("columns", COLUMNS)
+@pytest.mark.parametrize("fewer", [0, 1])  # a tokenizer may have fewer ids than the network has rows
+def test_a_mask_leaves_what_it_allows(columns: int, fewer: int) -> None:
+    words, flags = masks(5, columns, max(1, -(-columns // 32) - fewer))
+    logits, rows, slots = drawn(8, columns, dtype=torch.float32), np.array([6, 0, 3]), np.array([4, 2, 0])
+    expected = logits.clone()
+    for row, slot in zip(rows, slots, strict=True):
+        expected[row, torch.from_numpy(~flags[slot])] = -float("inf")
+    native.mask(logits, rows, slots, words)
+    assert torch.equal(logits, expected)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_a_choice_under_a_mask_is_that_of_masked_logits(columns: int) -> None:
+    words, flags = masks(6, columns, -(-columns // 32))
+    slots = np.array([-1, 1, 2, 3, 4, 5, -1, 0] * 5)
+    logits = drawn(40, columns, dtype=torch.float32, scale=2)
+    masked = logits.clone()
+    rows = np.flatnonzero(slots >= 0)
+    native.mask(masked, rows, slots[rows], words)
+    temperatures, uniforms = np.resize([0, 0.5, 1], 40), np.random.default_rng(1).random(40)
+    peaks, found = native.choose(logits, temperatures, uniforms, (slots, words))
+    others = native.choose(masked, temperatures, uniforms)
+    np.testing.assert_array_equal(peaks, others[0])
+    np.testing.assert_array_equal(found, others[1])
+    for row in np.flatnonzero(np.isfinite(peaks)):
+        assert slots[row] < 0 or flags[slots[row], found[row]]
+
+
+def test_a_choice_is_the_same_alone_and_among_others() -> None:
     logits, uniforms = drawn(40, 3000, dtype=torch.float32), np.random.default_rng(0).random(40)
-    one = np.ones(40, dtype=np.float32)
-    together = native.draw(logits, np.arange(40), one, uniforms)
+    peaks, found = native.choose(logits, np.ones(40), uniforms)
     for row in (0, 7, 39):
-        assert native.draw(logits, np.array([row]), one[:1], uniforms[row : row + 1]) == together[row]
+        peak, alone = native.choose(logits[row : row + 1], np.ones(1), uniforms[row : row + 1])
+        assert (peak[0], alone[0]) == (peaks[row], found[row])
+
+
+def test_choosing_refuses_what_it_would_misread() -> None:
+    logits, words = drawn(2, 64, dtype=torch.float32), np.zeros((1, 2), dtype=np.int32)
+    with pytest.raises(ValueError, match="float32 logits"):
+        native.choose(logits.double(), np.zeros(2), np.zeros(2))
+    with pytest.raises(ValueError, match="2 rows"):
+        native.choose(logits, np.zeros(1), np.zeros(2))
+    with pytest.raises(ValueError, match="int32"):
+        native.mask(logits, np.zeros(1), np.zeros(1), words.astype(np.int64))
+    with pytest.raises(ValueError, match="one of 1 "):
+        native.choose(logits, np.zeros(2), np.zeros(2), (np.array([0, 1]), words))
 
 
 def test_exponentials_reach_into_every_corner() -> None:

@@ -58,7 +58,7 @@ def compiled(kind: GrammarKind, source: Any) -> CompiledGrammar:
 
 def allowed(matcher: Matcher) -> list[int]:
     """The ids that may come next."""
-    masks = Masks(3, VOCAB)
+    masks = Masks(3, VOCAB, aside=False)
     masks.begin([(1, matcher)])
     return np.flatnonzero(masks.allowed_flags(1)).tolist()
 
@@ -235,7 +235,7 @@ def test_an_answer_goes_on_where_it_stood() -> None:
 
 
 def test_masks_of_several_answers_at_once_and_of_none() -> None:
-    masks = Masks(4, VOCAB)
+    masks = Masks(4, VOCAB, aside=True)
     digit, word = compiled("regex", "[0-9]"), compiled("regex", "[a-b]")
     masks.begin([])
     masks.begin([(0, digit.start()), (3, word.start())])

@@ -24,7 +24,7 @@ from torch import Tensor
 from leokernels.contract import AttentionMetadata, KVCache
 from leokernels.native.build import library
 
-VERSION = 4  # of the functions' signatures, as the library says it
+VERSION = 5  # of the functions' signatures, as the library says it
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 HEAD_DIMS = tuple(range(32, 257, 32))
 BLOCK_MULTIPLE = 16
@@ -33,6 +33,7 @@ BLOCK_MULTIPLE = 16
 _NORM = struct.Struct("@5P2qf")
 _GATE = struct.Struct("@2P2q")
 _ROPE = struct.Struct("@6P6q")
+_CHOICE = struct.Struct("@7P3q")
 _ATTENTION = struct.Struct("@7P7qf")
 
 
@@ -109,7 +110,8 @@ class _Library:
     packed_bytes: Callable[..., int]
     pack: Callable[..., None]
     multiply: Callable[..., None]
-    draw: Callable[..., None]
+    mask: Callable[..., None]
+    choose: Callable[..., None]
     norm: Callable[..., None]
     gate: Callable[..., None]
     rope: Callable[..., None]
@@ -130,7 +132,8 @@ def _library() -> _Library:
         "pack": (None, [address, kind, address, length, length, address]),
         "multiply": (None, [address, kind, kind, address, address, address, length, length, length]),
     }
-    signatures["draw"] = (None, [address, address, length, address, address, address, address, length])
+    signatures["mask"] = (None, [address, address, length, address, address, length, address, length])
+    signatures["choose"] = (None, [address, ctypes.c_char_p])
     signatures |= {job: (None, [address, kind, ctypes.c_char_p]) for job in ("norm", "gate", "rope", "attention")}
     functions: dict[str, Callable[..., object]] = {}
     for function, (result, arguments) in signatures.items():
@@ -190,28 +193,60 @@ class Packed:
         return y
 
 
-def draw(
-    logits: Tensor, rows: NDArray[np.int64], temperatures: NDArray[np.float32], uniforms: NDArray[np.float64]
-) -> NDArray[np.int64]:
-    """Draw an id for each of `rows` [S] of logits [R, V] float32: softmax at its temperature, inverted at its uniform.
+def mask(logits: Tensor, rows: NDArray[np.int64], slots: NDArray[np.int64], words: NDArray[np.int32]) -> None:
+    """Set to -inf what may not come next, in `rows` [S] of logits [R, V] float32, in place.
 
-    All [S] and contiguous. The first id whose cumulative weight, in the order of ids, exceeds uniform * total; one of
-    weight 0 is never drawn. Rows need a finite largest logit. Raises ValueError for logits of another kind.
+    `words` [slots, W]: id i of the row is allowed if bit `i % 32` of word `i // 32` of its row of `slots` [S] is set;
+    ids past the last word are not. Raises ValueError for logits or words of another kind.
     """
+    _check_logits(logits)
+    _check_words(words)
+    rows, slots = np.ascontiguousarray(rows, dtype=np.int64), np.ascontiguousarray(slots, dtype=np.int64)
+    places = (rows.ctypes.data, slots.ctypes.data, len(rows))
+    _library().mask(_pool(), logits.data_ptr(), logits.shape[1], *places, words.ctypes.data, words.shape[1])
+
+
+def _check_logits(logits: Tensor) -> None:
     if logits.dtype is not torch.float32 or not logits.is_contiguous() or logits.device.type != "cpu":
-        raise ValueError("native drawing takes float32 logits on a CPU, without gaps")
-    ids = np.empty(len(rows), dtype=np.int64)
-    _library().draw(
-        _pool(),
-        logits.data_ptr(),
-        logits.shape[1],
-        np.ascontiguousarray(rows, dtype=np.int64).ctypes.data,
-        np.ascontiguousarray(temperatures, dtype=np.float32).ctypes.data,
-        np.ascontiguousarray(uniforms, dtype=np.float64).ctypes.data,
-        ids.ctypes.data,
-        len(rows),
-    )
-    return ids
+        raise ValueError("native sampling takes float32 logits on a CPU, without gaps")
+
+
+def _check_words(words: NDArray[np.int32]) -> None:
+    if words.dtype != np.int32 or not words.flags.c_contiguous:
+        raise ValueError("native masks are int32, without gaps")
+
+
+def choose(
+    logits: Tensor,
+    temperatures: NDArray[np.float32],
+    uniforms: NDArray[np.float64],
+    masks: tuple[NDArray[np.int64], NDArray[np.int32]] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The largest of each row of logits [R, V] float32, NaN where one is, and the id that is chosen; both [R].
+
+    Where the temperature [R] is 0, the lowest id of the largest logit. Else a draw: softmax at the temperature, and the
+    first id whose cumulative weight, in the order of ids, exceeds uniform * total; one of weight 0 is never drawn.
+    Without a meaning where the largest is not finite. `masks`: [R] the row of a row's words, or -1, and the words
+    [slots, W] as in `mask`. Raises ValueError for arrays of another kind.
+    """
+    _check_logits(logits)
+    rows, columns = logits.shape
+    temperatures = np.ascontiguousarray(temperatures, dtype=np.float32)
+    uniforms = np.ascontiguousarray(uniforms, dtype=np.float64)
+    if not len(temperatures) == len(uniforms) == rows:
+        raise ValueError(f"{rows} rows take as many temperatures and uniforms")
+    slots, words, size = 0, 0, 0
+    if masks is not None:
+        places = np.ascontiguousarray(masks[0], dtype=np.int64)
+        _check_words(masks[1])
+        if len(places) != rows or places.max(initial=-1) >= len(masks[1]):
+            raise ValueError(f"each of {rows} rows takes one of {len(masks[1])} masks, or none")
+        slots, words, size = places.ctypes.data, masks[1].ctypes.data, masks[1].shape[1]
+    peaks, ids = np.empty(rows, dtype=np.float32), np.empty(rows, dtype=np.int64)
+    given = (logits.data_ptr(), temperatures.ctypes.data, uniforms.ctypes.data, slots, words)
+    job = _CHOICE.pack(*given, peaks.ctypes.data, ids.ctypes.data, rows, columns, size)
+    _library().choose(_pool(), job)
+    return peaks, ids
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -140,12 +140,12 @@ float soften(float* scores, long begin, long keys, long first, long last, float&
     }
     Floats added{};
     for (long at = 0; at < keys; at += LANES) {
-        const Floats share = exponential(load<Floats>(scores + at) - higher);
+        const Floats share = exponential_down(load<Floats>(scores + at) - higher);
         store(scores + at, share);
         added = added + share;
     }
     float lanes_kept[LANES];
-    store(lanes_kept, exponential(all(peak - higher)));
+    store(lanes_kept, exponential_down(all(peak - higher)));
     const float kept = peak == -INFINITE ? 0.0f : lanes_kept[0];
     total = total * kept + sum(added);
     peak = higher;

@@ -41,6 +41,20 @@ typedef struct {
     float scale;
 } LeoAttention;
 
+// For each row of logits [rows, columns] one id: where its temperature is 0 that of the largest logit, the lowest if
+// there are several; else in proportion to exp(logit / temperature) the first whose cumulative weight exceeds uniform,
+// from [0, 1), times the total. An id of weight 0 is never drawn. A row whose slot is not -1 has what leo_mask leaves.
+typedef struct {
+    const float* logits;        // [rows, columns]
+    const float* temperatures;  // [rows]
+    const double* uniforms;     // [rows]
+    const int64_t* slots;       // [rows], or null: no row is masked
+    const uint32_t* words;      // [.., size]
+    float* peaks;               // [rows]: the largest logit that is allowed, NaN where one is
+    int64_t* ids;               // [rows]; without meaning where the peak is not finite
+    int64_t rows, columns, size;
+} LeoChoice;
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -61,10 +75,11 @@ void leo_gate(void* pool, int kind, const LeoGate* job);
 void leo_rope(void* pool, int kind, const LeoRope* job);
 void leo_attention(void* pool, int kind, const LeoAttention* job);
 
-// Of logits [.., columns], for each of the `count` rows named one id, in proportion to exp(logit / temperature): the first
-// whose cumulative weight exceeds uniform, from [0, 1), times the total. An id of weight 0 is never drawn.
-void leo_draw(void* pool, const float* logits, int64_t columns, const int64_t* rows, const float* temperatures,
-              const double* uniforms, int64_t* ids, int64_t count);
+// Of logits [.., columns], in each of the `count` rows named, what is not allowed becomes -infinity. words [.., size]: in
+// row slots[i], id k of rows[i] is allowed if bit k % 32 of word k / 32 is set.
+void leo_mask(void* pool, float* logits, int64_t columns, const int64_t* rows, const int64_t* slots, int64_t count,
+              const uint32_t* words, int64_t size);
+void leo_choose(void* pool, const LeoChoice* job);
 
 #ifdef __cplusplus
 }

@@ -142,24 +142,32 @@ static inline float largest(Floats x) {
     return found;
 }
 
-// e to the power of x, within 2 units in the last place; 0 below -87.3, infinity above 88, NaN for NaN.
-// Cody and Waite's reduction to |r| <= log(2)/2 and a polynomial of degree 6 (Cephes' expf).
-static inline Floats exponential(Floats x) {
-    Floats bounded = smaller(greater(x, all(-87.33654f)), all(88.02f));
-    Floats shifted = bounded * 1.44269504088896341f + 12582912.0f;  // the nearest integer in the lowest bits
+// e to the power of r * 2^n for |r| <= log(2)/2 from Cody and Waite's reduction of x: a polynomial of degree 6 (Cephes'
+// expf), within 2 units in the last place. x is from -87.3 to 88.02.
+static inline Floats exponential_within(Floats x) {
+    Floats shifted = fma(x, all(1.44269504088896341f), all(12582912.0f));  // the nearest integer in the lowest bits
     Floats power = shifted - 12582912.0f;
-    Floats r = bounded - power * 0.693359375f;
-    r = r + power * 2.12194440e-4f;
-    Floats y = all(1.9875691500e-4f);
-    y = y * r + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    y = y * r * r + r + 1.0f;
-    Words scaled = same_bits<Words>(y) + (same_bits<Words>(shifted) << 23);
-    Floats result = same_bits<Floats>(scaled);
+    Floats r = fma(power, all(2.12194440e-4f), fma(power, all(-0.693359375f), x));
+    Floats y = fma(all(1.9875691500e-4f), r, all(1.3981999507e-3f));
+    y = fma(y, r, all(8.3334519073e-3f));
+    y = fma(y, r, all(4.1665795894e-2f));
+    y = fma(y, r, all(1.6666665459e-1f));
+    y = fma(y, r, all(5.0000001201e-1f));
+    y = fma(y * r, r, r) + 1.0f;
+    return same_bits<Floats>(same_bits<Words>(y) + (same_bits<Words>(shifted) << 23));
+}
+
+// e to the power of x; 0 below -87.3, infinity above 88, NaN for NaN.
+static inline Floats exponential(Floats x) {
+    Floats result = exponential_within(smaller(greater(x, all(-87.33654f)), all(88.02f)));
     result = x < -87.33654f ? all(0.0f) : result;
     result = x > 88.02f ? all(INFINITE) : result;
+    return x != x ? x : result;
+}
+
+// The same for x that is 0 or less: the weights of a softmax, whose largest logit has been taken off.
+static inline Floats exponential_down(Floats x) {
+    Floats result = exponential_within(greater(x, all(-87.33654f)));
+    result = x < -87.33654f ? all(0.0f) : result;
     return x != x ? x : result;
 }

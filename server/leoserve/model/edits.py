@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from leokernels import native
 from leoserve.model.grammar import Masks, Matcher
 from leoserve.model.step import SamplingParams
 
@@ -147,7 +148,13 @@ class Edits:
 
 
 def apply_masks(logits: Tensor, rows: Sequence[tuple[int, int]], masks: Masks) -> None:
-    """Leave what their grammars allow of [R, V] logits. `rows` are pairs of a row and its slot."""
+    """Leave what their grammars allow of [R, V] float32 logits. `rows` are pairs of a row and its slot."""
+    if not rows:
+        return
+    if logits.device.type == "cpu" and native.missing() is None:
+        places = np.array(rows, dtype=np.int64)
+        native.mask(logits, places[:, 0], places[:, 1], masks.words())
+        return
     for row, slot in rows:
         banned = torch.from_numpy(~masks.allowed_flags(slot)).to(logits.device)
         logits[row].masked_fill_(banned, -torch.inf)

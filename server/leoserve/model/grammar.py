@@ -109,44 +109,58 @@ class Matcher:
 
 
 class Masks:
-    """The masks of a step's answers, made in other threads while the step computes."""
+    """The masks of a step's answers.
 
-    def __init__(self, slots: int, vocab: int) -> None:
+    Where a device computes the step they are made aside, in other threads. Where the processor does it itself, all its
+    cores are at work already: a thread more would hold up the product that it meets for longer than a mask takes, and
+    they are made where they are needed.
+    """
+
+    def __init__(self, slots: int, vocab: int, *, aside: bool) -> None:
         self.vocab = vocab
         self._slots = slots
+        self._aside = aside
         self._words: Words = np.zeros((slots, 0), dtype=np.int32)  # as wide as the tokenizer is, once that is known
         self._executor: llguidance.LLExecutor | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._filling: Future[None] | None = None
+        self._missing: list[tuple[llguidance.LLMatcher, int]] = []
 
     def begin(self, matchers: Sequence[tuple[int, Matcher]]) -> None:
-        """Start on the masks of slots with these matchers. Until the next one nobody may move the matchers on."""
+        """The masks of slots with these matchers will be needed. Until the next one nobody may move the matchers on."""
         if not matchers:
             return
-        if self._executor is None or self._thread is None:  # most servers never need them
-            self._executor, self._thread = llguidance.LLExecutor(), ThreadPoolExecutor(1, "masks")
+        if not self._words.shape[1]:  # most servers never need them
             self._words = np.zeros((self._slots, matchers[0][1].words), dtype=np.int32)
-        rows = [(matcher.inner, slot) for slot, matcher in matchers if matcher.error is None]
-        for slot, _ in matchers:
-            self._words[slot] = 0  # of an answer that cannot go on nothing is allowed
-        words, executor = self._words, self._executor
-        if rows:
-            size = words.strides[0]
-            self._filling = self._thread.submit(
-                executor.unsafe_compute_mask_ptr, rows, words.ctypes.data, size, len(words)
-            )
+        self._missing = [(matcher.inner, slot) for slot, matcher in matchers if matcher.error is None]
+        if len(self._missing) < len(matchers):
+            for slot, _ in matchers:
+                self._words[slot] = 0  # of an answer that cannot go on nothing is allowed
+        if self._aside and self._missing:
+            self._start()
 
-    def allowed(self, slot: int) -> Words:
-        """Words of 32 ids: id i may come next if bit `i % 32` of word `i // 32` is set. Waits for the mask."""
+    def _start(self) -> None:
+        if self._executor is None or self._thread is None:
+            self._executor, self._thread = llguidance.LLExecutor(), ThreadPoolExecutor(1, "masks")
+        rows, self._missing = self._missing, []
+        at, size = self._words.ctypes.data, self._words.strides[0]
+        fill = self._executor.unsafe_compute_mask_ptr
+        self._filling = self._thread.submit(fill, rows, at, size, len(self._words))
+
+    def words(self) -> Words:
+        """[slots, W]: id i may come next in a slot if bit `i % 32` of word `i // 32` is set. Waits for the masks."""
         if self._filling is not None:
             self._filling.result()
             self._filling = None
-        words: Words = self._words[slot]
-        return words
+        at, size = self._words.ctypes.data, self._words.strides[0]
+        for matcher, slot in self._missing:
+            matcher.unsafe_compute_mask_ptr(at + slot * size, size)
+        self._missing = []
+        return self._words
 
     def allowed_flags(self, slot: int) -> NDArray[np.bool_]:
-        """[vocab]: the same, a flag for each id."""
-        bits = np.unpackbits(self.allowed(slot).view(np.uint8), bitorder="little")[: self.vocab].view(np.bool_)
+        """[vocab]: what may come next in a slot, a flag for each id."""
+        bits = np.unpackbits(self.words()[slot].view(np.uint8), bitorder="little")[: self.vocab].view(np.bool_)
         flags = np.zeros(self.vocab, dtype=np.bool_)  # rows of the network that have no token stay out
         flags[: len(bits)] = bits
         return flags

@@ -102,11 +102,12 @@ class Sampler:
         self._top_p = np.ones(max_slots, dtype=np.float64)
         self._min_p = np.zeros(max_slots, dtype=np.float64)
         self._noise = Noise(max_slots)
-        self._drawing: set[int] = set()  # slots that are not greedy
+        self._plain: set[int] = set()  # slots that are neither greedy nor truncated, where one native call serves them
+        self._drawing: set[int] = set()  # slots that are drawn otherwise
         self._logprobs: dict[int, int] = {}  # by slot, and so are the edits: most slots have neither
         self._prompt_logprobs = [0] * max_slots
         self._edits: dict[int, Edits] = {}
-        self._masks = Masks(max_slots, vocab_size)
+        self._masks = Masks(max_slots, vocab_size, aside=self.device.type != "cpu")
 
     def set_slot(
         self,
@@ -123,8 +124,9 @@ class Sampler:
         """
         kind = self._kind[slot] = self._kind_of(params)
         self._drawing.discard(slot)
+        self._plain.discard(slot)
         if kind != GREEDY:
-            self._drawing.add(slot)
+            (self._plain if kind == PLAIN and self._natively else self._drawing).add(slot)
         self._temperature[slot] = params.temperature
         self._top_k[slot] = params.top_k if 0 < params.top_k < self.vocab else self.vocab
         self._top_p[slot] = params.top_p
@@ -163,12 +165,16 @@ class Sampler:
         asked = _rows_in(self._logprobs, slots)
         raw = RawRows(logits[asked]) if asked else None
         edits = [(row, self._edits[slots[row]]) for row in _rows_in(self._edits, slots)]
+        masked = [(row, slots[row]) for row, edit in edits if edit.grammar is not None]
         if edits:
-            apply_masks(logits, [(row, slots[row]) for row, edit in edits if edit.grammar is not None], self._masks)
             apply_edits(logits, edits)
-
-        peak, tokens = argmax(logits)
-        failed = self._check(logits, peak, {row for row, _ in edits})
+        if self._natively:
+            peaks, tokens = self._choose(logits, slots, positions, masked)
+        else:
+            apply_masks(logits, masked, self._masks)
+            peak, tokens = argmax(logits)
+            peaks = peak.cpu().numpy()
+        failed = self._check(logits, peaks, {row for row, _ in edits})
         rows = _rows_in(self._drawing, slots)
         if rows:
             where = np.array([positions[row] for row in rows])
@@ -188,6 +194,29 @@ class Sampler:
         for row in _failures(failed):
             logprobs[row] = None
         return Sampled(token_ids, logprobs, failed, complete)
+
+    def _choose(
+        self, logits: Tensor, slots: list[int], positions: list[int], masked: list[tuple[int, int]]
+    ) -> tuple[NDArray[np.float32], Tensor]:
+        """The largest logits [R], and the tokens [R] of rows that are greedy or drawn from all that is allowed.
+
+        `masked` are rows with their slots. Those that are truncated then have their masks applied, in place.
+        """
+        where = np.array(slots)
+        temperatures, uniforms = np.zeros(len(slots), dtype=np.float32), np.zeros(len(slots))
+        plain = np.array(_rows_in(self._plain, slots), dtype=np.int64)
+        if len(plain):
+            temperatures[plain] = self._temperature[where[plain]]
+            uniforms[plain] = self._noise.at(where[plain], np.array(positions)[plain])
+        if not masked:
+            peaks, ids = native.choose(logits, temperatures, uniforms)
+            return peaks, torch.from_numpy(ids)
+        apply_masks(logits, [(row, slot) for row, slot in masked if self._kind[slot] == TRUNCATED], self._masks)
+        places = np.full(len(slots), -1)
+        for row, slot in masked:
+            places[row] = slot
+        peaks, ids = native.choose(logits, temperatures, uniforms, (places, self._masks.words()))
+        return peaks, torch.from_numpy(ids)
 
     def _take_note(self, edits: list[tuple[int, Edits]], token_ids: list[int], failed: list[str | None]) -> set[int]:
         """Move the state of edited rows on by their tokens; returns the rows whose grammar is complete."""
@@ -215,13 +244,12 @@ class Sampler:
         self._dead.ban(logits)
         return logits
 
-    def _check(self, logits: Tensor, peak: Tensor, edited: set[int]) -> list[str | None]:
-        """Which rows cannot be sampled, and why, by their largest logits `peak` [R] after the edits.
+    def _check(self, logits: Tensor, peaks: NDArray[np.float32], edited: set[int]) -> list[str | None]:
+        """Which rows cannot be sampled, and why, by their largest logits `peaks` [R] after the edits.
 
         They are set to 0, so that nothing that follows meets a NaN.
         """
         failed: list[str | None] = [None] * len(logits)
-        peaks = peak.cpu().numpy()
         fine = np.abs(peaks) < TOO_LARGE
         if not fine.all():
             rows = np.flatnonzero(~fine)
@@ -231,20 +259,17 @@ class Sampler:
         return failed
 
     def _draw(self, logits: Tensor, tokens: Tensor, rows: Ids, slots: Ids, positions: Ids) -> None:
-        """Overwrite `tokens` [R] in `rows` [S], those that are not greedy; `slots` and `positions` [S] are theirs."""
+        """Overwrite `tokens` [R] in `rows` [S], those still to be drawn; `slots` and `positions` [S] are theirs."""
         truncated = self._kind[slots] == TRUNCATED
         uniform = self._noise.at(slots, positions)
         for group, cut in ((np.flatnonzero(~truncated), False), (np.flatnonzero(truncated), True)):
             if len(group):
-                drawn = self._drawn(logits, rows[group], slots[group], uniform[group], cut)
+                probabilities = self._probabilities(logits, rows[group], slots[group])
+                noise = self._tensor(uniform[group])
+                drawn = (
+                    self._truncation(slots[group]).sample(probabilities, noise) if cut else draw(probabilities, noise)
+                )
                 tokens.index_copy_(0, self._tensor(rows[group]), drawn)
-
-    def _drawn(self, logits: Tensor, rows: Ids, slots: Ids, uniform: NDArray[np.float64], cut: bool) -> Tensor:
-        """A token for each of `rows` [S], all of them truncated (`cut`), or none."""
-        if not cut and self._natively:
-            return torch.from_numpy(native.draw(logits, rows, self._temperature[slots], uniform))
-        probabilities, noise = self._probabilities(logits, rows, slots), self._tensor(uniform)
-        return self._truncation(slots).sample(probabilities, noise) if cut else draw(probabilities, noise)
 
     def _probabilities(self, logits: Tensor, rows: Ids, slots: Ids) -> Tensor:
         """Softmax of the rows at their temperatures, [S, V]."""

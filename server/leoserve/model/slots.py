@@ -38,7 +38,7 @@ class SlotEdits:
         self._words: list[Words | None] = [None] * slots
         self._logprobs = [NO_LOGPROBS] * slots
         self._prompt_logprobs = [0] * slots
-        self._masks = Masks(slots, state.vocab)
+        self._masks = Masks(slots, state.vocab, aside=True)
 
     def set_slot(self, slot: int, new: Admitted) -> None:
         """Give `slot` to a sequence. What it held before is forgotten."""
