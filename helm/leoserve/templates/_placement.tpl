@@ -1,0 +1,42 @@
+{{/* Where a pod runs, and as whom. Takes a `$d` with `role`. */}}
+{{- define "leoserve.placement" -}}
+{{- $v := .v -}}
+securityContext:
+  {{- toYaml $v.podSecurityContext | nindent 2 }}
+{{- with $v.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with $v.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $v.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $v.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if and $v.topologySpread (eq .role "server") }}
+topologySpreadConstraints:
+  {{- range $v.topologySpread }}
+  - {{ toYaml . | nindent 4 | trim }}
+    labelSelector:
+      matchLabels:
+        {{- include "leoserve.selector" $ | nindent 8 }}
+    {{- if eq (int $v.nodes) 1 }}
+    matchLabelKeys: [pod-template-hash]  # a rollout's old pods do not count
+    {{- end }}
+  {{- end }}
+{{- end }}
+{{- with $v.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $v.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- end }}
