@@ -19,7 +19,7 @@ from gpustages.stages import Measurement
 
 PACKAGES = ("torch", "triton", "numpy", "transformers", "flash-attn", "safetensors", "tokenizers")
 SERVER_NEEDS = ("fastapi", "httptools", "httpx2", "llguidance", "msgspec", "prometheus_client", "psutil", "pydantic",
-                "pydantic_settings", "sentencepiece", "throttled", "tqdm", "uvicorn",
+                "pydantic_settings", "sentencepiece", "tqdm", "uvicorn",
                 "uvloop", "zmq")  # fmt: skip
 COLD_BYTES = 256 << 20  # of weights that follow each other, more than any cache holds
 SMALL = (1, 8, 16, 64, 224)  # rows of decoding, bound by memory

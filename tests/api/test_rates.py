@@ -27,12 +27,12 @@ def advance(monkeypatch: pytest.MonkeyPatch) -> Advance:
         nonlocal now
         now += seconds
 
-    monkeypatch.setattr("throttled.utils.now_mono_f", lambda: now)
+    monkeypatch.setattr("leoserve.api.rates.monotonic", lambda: now)
     return move
 
 
 def test_a_minutes_worth_may_be_spent_at_once_and_comes_back_evenly(advance: Advance) -> None:
-    bucket = Bucket(60)
+    bucket = Bucket(60, [0.0, 0.0])
     assert (bucket.left, bucket.full_after) == (60, 0)
     bucket.spend(60)
     assert (bucket.left, bucket.full_after) == (0, 60)
@@ -47,7 +47,7 @@ def test_a_minutes_worth_may_be_spent_at_once_and_comes_back_evenly(advance: Adv
 
 
 def test_what_is_spent_beyond_the_limit_is_paid_before_anything_else(advance: Advance) -> None:
-    bucket = Bucket(60)
+    bucket = Bucket(60, [0.0, 0.0])
     bucket.spend(90)
     assert (bucket.left, bucket.full_after) == (0, 90)
     assert bucket.wait_for(1) == pytest.approx(31)
@@ -69,7 +69,7 @@ def test_what_is_set_aside_cannot_be_spent_twice(advance: Advance) -> None:
 
 
 def test_a_bucket_stays_exact_over_many_small_amounts(advance: Advance) -> None:
-    bucket = Bucket(7_000)
+    bucket = Bucket(7_000, [0.0, 0.0])
     for _ in range(7_000):
         assert bucket.left >= 1
         bucket.spend(1)

@@ -219,6 +219,6 @@ def test_what_the_server_needs_is_among_the_wheels_that_travel_or_there_anyway()
     said = (ROOT / "bench/gpu.py").read_text()
     needed = {re.split(r"[<>=;]", line)[0]: line for line in project["dependencies"]}
     assert [line for name, line in needed.items() if name not in THERE and f"'{line}'" not in said] == []
-    modules = {"pyzmq": "zmq", "throttled-py": "throttled"}
+    modules = {"pyzmq": "zmq"}
     travel = {modules.get(name, name).replace("-", "_") for name in needed.keys() - THERE}
     assert travel <= set(SERVER_NEEDS)

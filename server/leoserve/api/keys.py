@@ -11,7 +11,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from leoserve.api.ledger import Ledger
 from leoserve.api.rates import Allowance
+from leoserve.board import Board
 from leoserve.keyfile import Quota, configured
 from leoserve.settings import Settings, SettingsError
 
@@ -32,19 +34,22 @@ class Client:
 class Keys:
     """The keys that open the server now. Raises SettingsError when they cannot be read at the start.
 
-    Later a file that cannot be read, or holds no key, changes nothing but the log: the keys before it stay.
+    Later a file that cannot be read, or holds no key, changes nothing but the log: the keys before it stay. Of several
+    API processes each reads the file, and what a client has spent stands where `board` shares it.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, board: Board | None = None) -> None:
         self.path = settings.api_key_file
         self.default = Quota(settings.requests_per_minute, settings.tokens_per_minute)
-        self.everybody = Client(None, Allowance(self.default))
+        self._board = board or Board()
+        self._ledger = Ledger(self._board)
+        self.everybody = Client(None, Allowance(self.default, self._ledger))
         self._settings = settings
         self._secret = secrets.token_bytes(32)
         self._clients: dict[bytes, Client] = {}
         self._fault = ""
         self._signature: Signature | None = None  # of the file as it was read; None: it has to be read again
-        self._take(configured(settings))
+        self._take(configured(settings), ())
 
     @property
     def needed(self) -> bool:
@@ -71,23 +76,26 @@ class Keys:
         try:
             quotas = configured(self._settings)
         except SettingsError as error:
-            if str(error) != self._fault:
+            if str(error) != self._fault and self._board.news(f"{error} {now}"):
                 logger.warning("%s; the keys stay as they were", error)
             self._fault = str(error)
         else:
             self._fault = ""
-            self._take(quotas)
+            self._take(quotas, now)
 
-    def _take(self, quotas: dict[str, Quota]) -> None:
-        """From now on these keys. One that stays keeps what it has spent, unless its limits are others now."""
+    def _take(self, quotas: dict[str, Quota], found: Signature) -> None:
+        """From now on these keys, of a file of this signature. One that stays keeps what it has spent, unless its
+        limits are others now."""
         clients = {}
         for key, quota in quotas.items():
             digest = self._digest(key.encode())
             known = self._clients.get(digest)
             if known is None or known.allowance.quota != quota:
-                known = Client(hashlib.sha256(key.encode()).digest(), Allowance(quota))
+                key_hash = hashlib.sha256(key.encode()).digest()
+                known = Client(key_hash, Allowance(quota, self._ledger, key_hash))
             clients[digest] = known
-        if self._clients and clients.keys() != self._clients.keys():
+        changed = self._clients and clients.keys() != self._clients.keys()
+        if changed and self._board.news(f"keys {found}"):
             logger.info("--api-key-file %s: %d keys, before %d", self.path, len(clients), len(self._clients))
         self._clients = clients
 

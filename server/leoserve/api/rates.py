@@ -8,29 +8,33 @@ instead. An answer longer than what was set aside for it makes a debt, which the
 
 from __future__ import annotations
 
+import hashlib
 import math
+from time import monotonic
 from typing import Literal, get_args
 
 from leoserve.api.errors import MAX_RETRY_AFTER, ApiError
+from leoserve.api.ledger import Ledger
+from leoserve.board import Board, Row
 from leoserve.keyfile import Quota
 
 MINUTE = 60.0  # seconds
-MOST_SPENT = 2**50  # units; far more than a bucket ever has to remember
 ROUNDING = 1e-3  # units
-KEY = "spent"
 Kind = Literal["requests", "tokens"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Bucket:
-    """`limit` units a minute. What is spent runs off evenly; more may be spent than there is."""
+    """`limit` units a minute. What is spent runs off evenly; more may be spent than there is.
 
-    def __init__(self, limit: int) -> None:
-        from throttled import MemoryStore, Throttled, per_min  # only for servers with limits: a tenth of a second
+    Its cells may be shared with other processes: the first is the time at which everything spent will have run off, the
+    others are what each process has set aside for what is under way; `place` is this one's.
+    """
 
+    def __init__(self, limit: int, cells: Row, place: int = 1) -> None:
         self.limit = limit
-        self.reserved = 0  # set aside for what is under way
-        self._spent = Throttled(KEY, using="gcra", quota=per_min(limit, burst=MOST_SPENT), store=MemoryStore())
+        self._cells = cells
+        self._place = place
 
     @property
     def left(self) -> int:
@@ -49,26 +53,38 @@ class Bucket:
         return max(0.0, self._level() + amount - self.limit) * MINUTE / self.limit
 
     def spend(self, amount: int) -> None:
-        self._spent.limit(cost=amount)
+        self._cells[0] = max(self._cells[0], monotonic()) + amount * MINUTE / self.limit
+
+    def set_aside(self, amount: int) -> None:
+        """A negative amount is given back."""
+        self._cells[self._place] += amount
 
     def _level(self) -> float:
         """What is spent and has not run off, and what is set aside."""
-        return self._spent.peek(KEY).reset_after * self.limit / MINUTE + self.reserved
+        until, *aside = self._cells
+        return max(0.0, until - monotonic()) * self.limit / MINUTE + sum(aside)
 
 
 class Allowance:
-    """What one client may spend."""
+    """What one client may spend, by the account that `ledger` has for it. `client`: tells it from others."""
 
-    def __init__(self, quota: Quota) -> None:
+    def __init__(self, quota: Quota, ledger: Ledger | None = None, client: bytes = b"") -> None:
         self.quota = quota
+        self.ledger = ledger or Ledger(Board())
+        self._client = client
         self._buckets: dict[Kind, Bucket] | None = None  # from the first request on: most keys of a long file are idle
 
     @property
     def buckets(self) -> dict[Kind, Bucket]:
         if self._buckets is None:
             limits = (self.quota.requests_per_minute, self.quota.tokens_per_minute)
+            # With other limits begins another account.
+            name = hashlib.sha256(f"{limits} ".encode() + self._client).digest()
+            accounts = self.ledger.account(name) if any(limits) else [[]] * len(KINDS)
             self._buckets = {
-                kind: Bucket(limit) for kind, limit in zip(KINDS, limits, strict=True) if limit is not None
+                kind: Bucket(limit, cells, self.ledger.place())
+                for kind, limit, cells in zip(KINDS, limits, accounts, strict=True)
+                if limit is not None
             }
         return self._buckets
 
@@ -96,20 +112,24 @@ class Charge:
     def begin(self) -> None:
         """Spend one request. Raises ApiError when none is left, or no token: then its prompt need not be read."""
         buckets = self.allowance.buckets
-        for kind, bucket in buckets.items():
-            if bucket.left < 1:
-                raise spent(kind, bucket, 1)
-        if "requests" in buckets:
-            buckets["requests"].spend(1)
+        if not buckets:
+            return
+        with self.allowance.ledger.locked():
+            for kind, bucket in buckets.items():
+                if bucket.left < 1:
+                    raise spent(kind, bucket, 1)
+            if "requests" in buckets:
+                buckets["requests"].spend(1)
 
     def reserve(self, tokens: int) -> None:
         """Set aside the tokens that the request may use. Raises ApiError when they are not left."""
         bucket = self.allowance.buckets.get("tokens")
         if bucket is None:
             return
-        if bucket.left < tokens:
-            raise spent("tokens", bucket, tokens)
-        bucket.reserved += tokens
+        with self.allowance.ledger.locked():
+            if bucket.left < tokens:
+                raise spent("tokens", bucket, tokens)
+            bucket.set_aside(tokens)
         self._reserved += tokens
 
     def settle(self, tokens: int) -> None:
@@ -117,10 +137,11 @@ class Charge:
         bucket = self.allowance.buckets.get("tokens")
         if bucket is None:
             return
-        bucket.reserved -= self._reserved
-        self._reserved = 0
-        if tokens:
-            bucket.spend(tokens)
+        with self.allowance.ledger.locked():
+            bucket.set_aside(-self._reserved)
+            self._reserved = 0
+            if tokens:
+                bucket.spend(tokens)
 
 
 def header_names() -> list[str]:
