@@ -7,108 +7,45 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from typing import Literal
+from collections.abc import Callable
 
 from leoserve.engine.config import EngineConfig
 from leoserve.engine.connection import Connection
-from leoserve.engine.request import (
-    Abort,
-    EngineStats,
-    FromEngine,
-    Ready,
-    RefusalKind,
-    Refused,
-    Request,
-    StepOutputs,
-    TokenOutput,
-    TokenTable,
+from leoserve.engine.request import EngineStats, FromEngine, Ready, Refused, StepOutputs, ToEngine, TokenTable
+from leoserve.engine.streams import (
+    EngineDied,
+    EngineError,
+    EngineFailed,
+    EngineRefused,
+    EngineUnavailable,
+    State,
+    Streams,
+    stalled,
 )
+
+__all__ = ["EngineClient", "EngineDied", "EngineError", "EngineFailed", "EngineRefused", "EngineUnavailable", "State"]
 
 log = logging.getLogger("leoserve.engine")
 
-State = Literal["loading", "ready", "restarting", "draining", "failed"]
 LONGEST_BACKOFF = 30.0  # seconds between two attempts to restart an engine that does not come up
 STABLE_AFTER = 60.0  # seconds of serving after which a death counts as the first one again
 HOPELESS_AFTER = 5  # starts in a row that failed: from then on the server is not healthy
 
 
-class EngineError(Exception):
-    """Something between a request and its tokens."""
-
-
-class EngineRefused(EngineError):
-    """The engine did not admit the request.
-
-    `kind`: "overloaded" (try later), "never_fits" (never will), or "invalid_grammar"; `param`: the field at fault.
-    """
-
-    def __init__(self, kind: RefusalKind, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.message = message
-        self.param = param
-
-
-class EngineUnavailable(EngineError):
-    """Nothing is admitted now. `retry_after`: seconds."""
-
-    def __init__(self, state: State, retry_after: int) -> None:
-        super().__init__(f"the engine is {state}")
-        self.state = state
-        self.retry_after = retry_after
-
-
-class EngineDied(EngineError):
-    """The engine's process ended while the request was running."""
-
-
-class EngineFailed(EngineError):
-    """The engine cannot start; the message says what to do."""
-
-
-class _Stream:
-    """What one request still waits for, and what has come for it. Has one reader."""
-
-    __slots__ = ("_come", "_waiting", "aborted", "open")
-
-    def __init__(self, choices: int) -> None:
-        self.open = set(range(choices))
-        self.aborted = False
-        self._come: deque[TokenOutput | EngineError | None] = deque()
-        self._waiting: asyncio.Future[None] | None = None  # the reader, where it has nothing to read
-
-    def put(self, item: TokenOutput | EngineError | None) -> None:
-        self._come.append(item)
-        if self._waiting is not None:
-            if not self._waiting.done():
-                self._waiting.set_result(None)
-            self._waiting = None
-
-    async def get(self) -> TokenOutput | EngineError | None:
-        """Does not suspend where something has come; an `asyncio.Queue` takes several times as long."""
-        while not self._come:
-            self._waiting = asyncio.get_running_loop().create_future()
-            await self._waiting
-        return self._come.popleft()
-
-
-class EngineClient:
+class EngineClient(Streams):
     """One engine process and the requests it works on. All methods but `spawn` belong to the event loop."""
 
     def __init__(self, config: EngineConfig, *, tokens: TokenTable | None = None, stall_timeout: float = 300.0) -> None:
         """`tokens`: what requests with grammars need."""
+        super().__init__()
         self.config = config
         self.tokens = tokens
         self.stall_timeout = stall_timeout
-        self.state: State = "loading"
-        self.ready: Ready | None = None
         self.stats = EngineStats()
         self.failure: str | None = None
         self.restarts = 0
         self.on_step: Callable[[EngineStats], None] | None = None  # told of every step
-        self._streams: dict[str, _Stream] = {}
+        self.on_change: Callable[[], None] | None = None  # told of every change of `state`
         self._connection: Connection | None = None
         self._restart: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()  # set, and replaced, at every change of state
@@ -116,7 +53,6 @@ class EngineClient:
         self._ready_at: float | None = None  # of the engine that runs now
         self._failed_starts = 0
         self._backoff = 0.0
-        self._unanswered: tuple[str, float] | None = None  # a request, and since when no step has finished for it
 
     @property
     def pid(self) -> int | None:
@@ -124,16 +60,14 @@ class EngineClient:
         return None if self._connection is None else self._connection.process.pid
 
     @property
-    def in_flight(self) -> int:
-        """Choices that were sent and have not ended."""
-        return sum(len(stream.open) for stream in self._streams.values())
+    def hopeless(self) -> bool:
+        """Whether the engine cannot start, or cannot any more."""
+        return self.state == "failed" or self._failed_starts >= HOPELESS_AFTER
 
     @property
     def healthy(self) -> bool:
         """False when work has waited for `stall_timeout` seconds without a step, or the engine cannot start."""
-        if self.state == "failed" or self._failed_starts >= HOPELESS_AFTER:
-            return False
-        return self._unanswered is None or time.monotonic() - self._unanswered[1] < self.stall_timeout
+        return not self.hopeless and not stalled(self.unanswered_since, self.stall_timeout)
 
     def spawn(self) -> None:
         """Start the engine's process. Needs no event loop, so that it can load while the API process still imports."""
@@ -165,11 +99,6 @@ class EngineClient:
         self.abandon("the server is shutting down")
         return finished
 
-    def abandon(self, message: str) -> None:
-        """End all requests with EngineDied."""
-        for stream in self._streams.values():
-            stream.put(EngineDied(message))
-
     async def stop(self) -> None:
         """End the engine's process and remove its sockets. Requests still running get EngineDied."""
         self._stopping = True
@@ -181,60 +110,8 @@ class EngineClient:
             connection.hang_up()
             await asyncio.to_thread(connection.end)
 
-    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
-        """All choices' outputs as they come. Closing the generator aborts what still runs.
-
-        Raises EngineUnavailable or EngineRefused before the first output, EngineDied after or before it.
-        """
-        if self.state != "ready" or self._connection is None:
-            raise EngineUnavailable(self.state, retry_after=5 if self.state == "loading" else 2)
-        if request.request_id in self._streams:
-            raise ValueError(f"request id {request.request_id!r} is in use")
-        stream = self._streams[request.request_id] = _Stream(request.params.n)
-        try:
-            if not self._connection.send(request):
-                raise EngineDied("the engine is gone")
-            self._unanswered = self._unanswered or (request.request_id, time.monotonic())
-            while stream.open:
-                item = await stream.get()
-                if isinstance(item, EngineError):
-                    stream.open.clear()
-                    raise item
-                if item is None or item.index not in stream.open:
-                    continue
-                if item.finish_reason is not None:
-                    stream.open.discard(item.index)
-                yield item
-        finally:
-            self._streams.pop(request.request_id, None)
-            # After an abort the clock of a stall runs on: the engine has yet to take note.
-            if stream.open:
-                self._send_abort(Abort(request_id=request.request_id))
-            elif not stream.aborted:
-                self._answered(request.request_id)
-
-    def abort(self, request_id: str, index: int | None = None) -> None:
-        """End a request, or one choice of it: `generate` yields no more of it."""
-        stream = self._streams.get(request_id)
-        if stream is None:
-            return
-        stream.aborted = True
-        if index is None:
-            stream.open.clear()
-        else:
-            stream.open.discard(index)
-        stream.put(None)
-        self._send_abort(Abort(request_id=request_id, index=index))
-
-    def _answered(self, request_id: str) -> None:
-        """This request waits for no step any more; whether another does, the clock of a stall has to say."""
-        if self._unanswered is not None and self._unanswered[0] == request_id:
-            other = next((name for name in self._streams if name != request_id), None)
-            self._unanswered = None if other is None else (other, self._unanswered[1])
-
-    def _send_abort(self, abort: Abort) -> None:
-        if self._connection is not None:
-            self._connection.send(abort)  # an engine that is gone works on nothing
+    def _send(self, message: ToEngine) -> bool:
+        return self._connection is not None and self._connection.send(message)
 
     def _listen(self) -> None:
         connection = self._connection
@@ -247,19 +124,13 @@ class EngineClient:
 
     def _take(self, message: FromEngine) -> None:
         if isinstance(message, StepOutputs):
-            self._unanswered = (next(iter(self._streams)), time.monotonic()) if self._streams else None
+            self._stepped()
             stepped, self.stats = message.stats.steps != self.stats.steps, message.stats
             if stepped and self.on_step is not None:
                 self.on_step(message.stats)
-            for output in message.outputs:
-                stream = self._streams.get(output.request_id)
-                if stream is not None:
-                    stream.put(output)
+            self._hand_out(message.outputs)
         elif isinstance(message, Refused):
-            self._answered(message.request_id)
-            stream = self._streams.get(message.request_id)
-            if stream is not None:
-                stream.put(EngineRefused(message.kind, message.message, message.param))
+            self._refuse(message)
         elif isinstance(message, Ready):
             if self.tokens is not None and self._connection is not None:
                 self._connection.send(self.tokens)
@@ -319,6 +190,8 @@ class EngineClient:
         self.state = state
         self._changed.set()
         self._changed = asyncio.Event()
+        if self.on_change is not None:
+            self.on_change()
 
 
 def _why(code: int) -> str:
