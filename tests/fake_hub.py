@@ -15,7 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class FakeHub:
     """Serves `files` as the repository `name`. Any other repository is unknown; `gated` refuses this one.
 
-    downloads: the files that were fetched
+    downloads: the files that were fetched; tokens: the Authorization headers of who asked for the repository
     """
 
     def __init__(self, name: str, files: dict[str, bytes]) -> None:
@@ -23,6 +23,7 @@ class FakeHub:
         self.files = files
         self.gated = False
         self.downloads: list[str] = []
+        self.tokens: set[str | None] = set()
         self.url = ""
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
@@ -54,6 +55,8 @@ class FakeHub:
         class Handler(BaseHTTPRequestHandler):
             def respond(self, *, body: bool) -> None:
                 path = self.path.partition("?")[0]
+                if hub.name in path:
+                    hub.tokens.add(self.headers["Authorization"])
                 status, headers, content = hub.answer(path)
                 if body and "/resolve/" in path:
                     hub.downloads.append(path.rpartition("/")[2])

@@ -135,6 +135,33 @@ def test_a_hub_id_is_downloaded_once_and_then_served_without_the_hub(hub: FakeHu
     assert fetch(tmp_path, endpoint=NOWHERE) == str(folder)
 
 
+def test_what_was_downloaded_ahead_needs_no_hub_any_more(hub: FakeHub, tmp_path: Path) -> None:
+    """As the Helm chart does it: one file of options for both; only the download has the hub, and a token in a file."""
+    options, token = tmp_path / "options.yaml", tmp_path / "token"
+    options.write_text(f"model: {NAME}\ndownload_dir: {tmp_path / 'cache'}\nmax_num_seqs: 8\n", encoding="utf-8")
+    token.write_text("hf_of-a-secret\n", encoding="utf-8")
+
+    def download(**variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "leoserve", "download"],
+            env=clean_environment(LEOSERVE_CONFIG=str(options), **variables),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    done = download(HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", HF_TOKEN_PATH=str(token))
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.strip())
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == NEEDED
+    assert hub.tokens == {"Bearer hf_of-a-secret"}
+    assert fetch(tmp_path / "cache", endpoint=NOWHERE, offline="1") == str(folder)
+    hub.gated = True
+    done = download(HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+    assert done.returncode == 2
+    assert "is gated" in done.stderr.splitlines()[-1]
+
+
 def test_a_download_that_was_cut_off_is_not_served_offline(hub: FakeHub, tmp_path: Path) -> None:
     folder = Path(fetch(tmp_path, endpoint=hub.url))
     (folder / "model-00002-of-00002.safetensors").unlink()

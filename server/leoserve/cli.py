@@ -1,8 +1,8 @@
-"""The command line: `leoserve serve [MODEL]`, `leoserve chat`, `leoserve --version`.
+"""The command line: `leoserve serve [MODEL]`, `leoserve download [MODEL]`, `leoserve chat`, `leoserve --version`.
 
-Exit codes: 0 after a signal or the end of a chat; 1 after a chat from a pipe with a turn that failed, or whose reader
-left; 2, with one line on stderr, for whatever a user can put right; 130 or 143 when a signal came before the server was
-up, or a second one while it was stopping.
+Exit codes: 0 after a signal, a download or the end of a chat; 1 after a chat from a pipe with a turn that failed, or
+whose reader left; 2, with one line on stderr, for whatever a user can put right; 130 or 143 when a signal came before
+the server was up, or a second one while it was stopping.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ Serve a model over the OpenAI API. Without MODEL: the bundled German demo model,
 Every option is also a variable and a key of a YAML file: --max-num-seqs 8 is LEOSERVE_MAX_NUM_SEQS=8, or
 `max_num_seqs: 8` in the file that --config names. A flag wins over a variable, a variable over the file, the file over
 the default. Options that can be repeated are lists with commas as variables.
+"""
+DOWNLOAD = """\
+Download what serving a hub repository needs, and print its folder. A server that starts with the same options downloads
+nothing then, and needs no network. Variables and the file of options count as for `leoserve serve`.
 """
 CHAT = """\
 Chat in the terminal with a running server. Ctrl-C stops an answer, /new forgets the chat, /exit or Ctrl-D ends it.
@@ -53,6 +57,15 @@ def parser() -> Parser:
     from leoserve.flags import add_options
 
     add_options(serve)
+    download = commands.add_parser(
+        "download",
+        help="download a model and print its folder",
+        description=DOWNLOAD,
+        usage="leoserve download [MODEL] [options]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_options(download, ("model", "revision", "hf_token", "download_dir", "config"))
     chat = commands.add_parser("chat", help="chat with a running server", description=CHAT, allow_abbrev=False)
     chat.add_argument("--url", default="http://127.0.0.1:8000", help="the server's address [default: %(default)s]")
     chat.add_argument("--model", help="one of the server's models [default: its first]")
@@ -88,7 +101,7 @@ def parse(arguments: Sequence[str] | None) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     given = parse(arguments)
-    command = {"serve": run_serve, "chat": run_chat}[given.pop("command")]
+    command = {"serve": run_serve, "download": run_download, "chat": run_chat}[given.pop("command")]
     try:
         return command(given)
     except KeyboardInterrupt:
@@ -124,6 +137,19 @@ def run_serve(flags: dict[str, Any]) -> int:
         EngineFailed,
     ) as error:
         return complain(error)
+
+
+def run_download(flags: dict[str, Any]) -> int:
+    from leoserve.checkpoint import CheckpointError
+    from leoserve.serve import locate
+    from leoserve.settings import Settings, SettingsError
+
+    try:
+        folder, _ = locate(Settings.load(flags))
+    except (SettingsError, CheckpointError) as error:
+        return complain(error)
+    print(folder)
+    return 0
 
 
 def run_chat(flags: dict[str, Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -23,13 +24,14 @@ def help_text(field: FieldInfo) -> str:
     return f"{field.description} [default: {shown}{unit}]".replace("%", "%%")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Every option as an argument of `parser`, in its group. Values stay text here: `Settings` judges them.
+def add_options(parser: argparse.ArgumentParser, names: Iterable[str] = Settings.model_fields) -> None:
+    """The options `names` as arguments of `parser`, in their groups. Values stay text here: `Settings` judges them.
 
     What was not given is absent from the parsed namespace.
     """
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for name, field in Settings.model_fields.items():
+    for name in names:
+        field = Settings.model_fields[name]
         title = extra(field)["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
