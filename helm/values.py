@@ -45,7 +45,7 @@ def option_schemas() -> dict[str, Schema]:
 
 
 def option_schema(generated: Schema, description: str, told: dict[str, Any]) -> Schema:
-    """pydantic's schema with the alternatives of an optional value drawn together, in the words of JSON Schema alone."""
+    """pydantic's schema in the words of JSON Schema alone, the alternatives of an optional value drawn together."""
     alternatives = generated.get("anyOf", [generated])
     types = [each["type"] for each in alternatives]
     schema: Schema = {"type": types[0] if len(types) == 1 else types}
@@ -118,7 +118,7 @@ def default_of(schema: Schema) -> Any:
 
 def values_yaml(values: dict[str, Schema]) -> str:
     """The chart's values.yaml: each default under its description."""
-    head = "The values and their defaults. Made by helm/values.py of helm/values.schema.yaml, which is the file to edit."
+    head = "The values and their defaults. Made by helm/values.py of helm/values.schema.yaml, the file to edit."
     return "\n".join([*comment(head, 0), "", *yaml_lines(values, 0)]) + "\n"
 
 
