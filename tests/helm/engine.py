@@ -178,3 +178,21 @@ def temporary_copy(folder: Path) -> Path:
     """The chart's path in an empty folder, for what writes beside it."""
     helm_python.expand(folder, helm_python.package(CHART, destination=folder))
     return folder / "leoserve"
+
+
+def selects(selector: Object, labels: Mapping[str, str]) -> bool:
+    """Whether a LabelSelector takes what has `labels`. An empty one takes everything."""
+    for name, value in selector.get("matchLabels", {}).items():
+        if labels.get(name) != value:
+            return False
+    for term in selector.get("matchExpressions", []):
+        value, values = labels.get(term["key"]), term.get("values", [])
+        holds = {
+            "In": value in values,
+            "NotIn": value not in values,
+            "Exists": value is not None,
+            "DoesNotExist": value is None,
+        }
+        if not holds[term["operator"]]:
+            return False
+    return True
