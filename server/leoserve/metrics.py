@@ -5,24 +5,22 @@ Own names begin with `leoserve_`. A few are also there under the names that rout
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
 from typing import Literal, Protocol, get_args
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
 )
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 import leoserve
+from leoserve.board import Board
 from leoserve.engine.request import EngineStats, Ready
+from leoserve.series import Counts, Histogram, Level, Processes
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -40,7 +38,7 @@ Finish = Literal["stop", "length", "abort", "error"]
 
 # Every status that a request can end with is there from the start: of a counter that begins with its first event,
 # Prometheus never sees that event.
-STATUSES = (200, 400, 401, 404, 405, 408, 413, 415, 429, 431, 499, 500, 503, 504)
+STATUSES = (200, 307, 400, 401, 404, 405, 408, 413, 415, 429, 431, 499, 500, 503, 504)
 
 
 class Engine(Protocol):
@@ -59,10 +57,11 @@ class Engine(Protocol):
 
 
 class Metrics:
-    """The metrics of one server, in a registry of its own."""
+    """The metrics of one server, in a registry of its own. What is observed in all processes of `board` counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, board: Board | None = None) -> None:
         self.registry = CollectorRegistry()
+        self._board = board = board or Board()
         self.time_to_first_token = self._latency("time_to_first_token", "From a request's arrival to its first token.")
         self.inter_token = self._latency("inter_token_latency", "Between two outputs of one answer, per token.")
         self.time_per_output_token = self._latency(
@@ -86,11 +85,22 @@ class Metrics:
             "status",
             map(str, STATUSES),
         )
-        self._connections = Gauge("leoserve_connections", "Open client connections.", registry=self.registry)
+        self._connections = Level(board, "leoserve_connections", "Open client connections.")
+        self.registry.register(self._connections)
         self._connections_limit = Gauge(
             "leoserve_connections_limit", "Client connections that are served.", registry=self.registry
         )
-        ProcessCollector(registry=self.registry)
+        self.processes: Processes | None = None  # where there are several
+        if board.file is None:
+            ProcessCollector(registry=self.registry)
+        else:
+            self.processes = Processes(board)
+            self.registry.register(self.processes)
+
+    @property
+    def connections(self) -> int:
+        """Open client connections."""
+        return self._connections.total
 
     def watch(self, model: str, engine: Engine, max_waiting: int) -> None:
         """Tell of `engine` at every scrape. `model`: the name that its model calls itself; `max_waiting`: how many
@@ -111,10 +121,11 @@ class Metrics:
 
     def responded(self, status: int) -> None:
         """One request has ended with this HTTP status."""
-        self._responses.add(str(status))
+        known = status if status in STATUSES else status // 100 * 100  # as RFC 9110 has it for whom does not know it
+        self._responses.add(str(known))
 
     def connected(self, count: int, limit: int | None) -> None:
-        """So many connections are open now, of those that are served."""
+        """So many connections of this process are open now, and `limit` of all processes' are served."""
         self._connections.set(count)
         if limit is not None:
             self._connections_limit.set(limit)
@@ -130,63 +141,14 @@ class Metrics:
         return self._histogram(name, documentation, TOKENS)
 
     def _counts(self, name: str, documentation: str, label: str, values: Iterable[str]) -> Counts:
-        counts = Counts(f"leoserve_{name}", documentation, label, values)
+        counts = Counts(self._board, f"leoserve_{name}", documentation, label, values)
         self.registry.register(counts)
         return counts
 
     def _histogram(self, name: str, documentation: str, bounds: Sequence[float]) -> Histogram:
-        histogram = Histogram(f"leoserve_{name}", documentation, bounds)
+        histogram = Histogram(self._board, f"leoserve_{name}", documentation, bounds)
         self.registry.register(histogram)
         return histogram
-
-
-class Counts(Collector):
-    """How often something has happened, by the value of one label. `values`: those that are told from the start.
-
-    Belongs to one thread, as `Histogram` does. The library's own also tells when each was first counted, which is as
-    many lines again of every scrape.
-    """
-
-    def __init__(self, name: str, documentation: str, label: str, values: Iterable[str]) -> None:
-        self.name = name
-        self.documentation = documentation
-        self.label = label
-        self._counts = dict.fromkeys(values, 0)
-
-    def add(self, value: str) -> None:
-        """Count one more."""
-        self._counts[value] = self._counts.get(value, 0) + 1
-
-    def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily(self.name, self.documentation, labels=[self.label])
-        for value, count in self._counts.items():
-            family.add_metric([value], count)
-        yield family
-
-
-class Histogram(Collector):
-    """How observed values are distributed: how many are at most each of `bounds`, which ascend.
-
-    Belongs to one thread, the event loop's, and so does a scrape. The library's own takes two locks and a walk over the
-    bounds for each value, which is too much for something that every token does.
-    """
-
-    def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
-        self.name = name
-        self.documentation = documentation
-        self._bounds = tuple(bounds)
-        self._names = [*map(floatToGoString, bounds), "+Inf"]
-        self._counts = [0] * len(self._names)
-        self._sum = 0.0
-
-    def observe(self, value: float, times: int = 1) -> None:
-        """Count `value`, as if it had been seen `times` times."""
-        self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
-
-    def collect(self) -> Iterator[Metric]:
-        buckets = list(zip(self._names, map(float, accumulate(self._counts)), strict=True))
-        yield HistogramMetricFamily(self.name, self.documentation, buckets=buckets, sum_value=self._sum)
 
 
 class EngineCollector(Collector):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from leoserve.api.errors import overloaded
+from leoserve.board import Board
 from leoserve.engine.request import EngineStats
 from leoserve.settings import Settings
 
@@ -23,15 +24,22 @@ class Engine(Protocol):
 
 
 class Admission:
-    """Counts the requests on their way to the engine, and the bytes of their bodies."""
+    """Counts the requests on their way to the engine, and the bytes of their bodies, of all processes of `board`."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(self, settings: Settings, engine: Engine, board: Board | None = None) -> None:
         self.engine = engine
         self.max_waiting = max(settings.max_waiting_requests, 1)  # an empty queue takes any request
         self.max_requests = settings.max_num_seqs + settings.max_waiting_requests
         self.max_bytes = BODIES_HELD * settings.max_body_bytes
-        self.requests = 0
-        self.bytes = 0
+        self._cells = (board or Board()).passing_cells(2)
+
+    @property
+    def requests(self) -> int:
+        return int(self._cells.total(0))
+
+    @property
+    def bytes(self) -> int:
+        return int(self._cells.total(1))
 
     @contextmanager
     def place(self, *, generates: bool = True) -> Iterator[Callable[[int], None]]:
@@ -48,17 +56,18 @@ class Admission:
         if self.requests >= self.max_requests:
             raise overloaded(f"{self.requests} requests are being prepared already")
         held = 0
+        own = self._cells.own
 
         def hold(size: int) -> None:
             nonlocal held
             if self.bytes + size > self.max_bytes:
                 raise overloaded(f"{self.requests} requests of {self.bytes} bytes are being prepared already")
-            self.bytes += size
+            own[1] += size
             held += size
 
-        self.requests += 1
+        own[0] += 1
         try:
             yield hold
         finally:
-            self.requests -= 1
-            self.bytes -= held
+            own[0] -= 1
+            own[1] -= held

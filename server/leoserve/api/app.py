@@ -170,7 +170,7 @@ def create_app(context: ServerContext) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.context = context
-    app.state.keys = Keys(settings)
+    app.state.keys = Keys(settings, context.board)
     app.state.routers = routes(app.state.keys)
     for router in app.state.routers:
         app.router.routes.extend(router.routes)  # `include_router` would make a request look for its route three times

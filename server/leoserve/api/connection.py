@@ -51,12 +51,13 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._arm(HEAD_SECONDS)
+        self._tell_connections()
         if self.max_connections is not None:
-            beyond = len(self.connections) - self.max_connections
+            open_now = len(self.connections) if self.metrics is None else self.metrics.connections
+            beyond = open_now - self.max_connections
             self._too_many = beyond > 0
             if beyond > RESERVE:
                 transport.close()
-        self._tell_connections()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()

@@ -14,6 +14,7 @@ from fastapi import Request as HttpRequest
 import leoserve
 from leoserve.api.admission import Admission
 from leoserve.api.threads import TextThreads
+from leoserve.board import Board
 from leoserve.engine.client import State
 from leoserve.engine.request import EngineStats, Ready, Request, TokenOutput
 from leoserve.metrics import Metrics
@@ -45,7 +46,11 @@ class Engine(Protocol):
 
 @dataclass
 class ServerContext:
-    """`model_ids`: the names the model answers to, first the one it calls itself. `created`: Unix time."""
+    """`model_ids`: the names the model answers to, first the one it calls itself. `created`: Unix time.
+
+    `board`: what is counted with other processes of this server; `metrics` has been given it, too. `part`: which of
+    them this is, so that each draws seeds of its own.
+    """
 
     settings: Settings
     engine: Engine
@@ -54,14 +59,16 @@ class ServerContext:
     model_ids: list[str]
     created: int
     metrics: Metrics
+    board: Board = field(default_factory=Board)
+    part: str = ""
     threads: TextThreads = field(default_factory=TextThreads)
     admission: Admission = field(init=False)
     seeds: random.Random = field(init=False)
     longest_token: int = field(init=False)  # bytes
 
     def __post_init__(self) -> None:
-        self.admission = Admission(self.settings, self.engine)
-        self.seeds = random.Random(self.settings.seed)
+        self.admission = Admission(self.settings, self.engine, self.board)
+        self.seeds = random.Random(f"{self.settings.seed} {self.part}" if self.part else self.settings.seed)
         self.longest_token = max(map(len, self.tokenizer.vocabulary.pieces))
         self.metrics.watch(self.model_ids[0], self.engine, self.settings.max_waiting_requests)
 
