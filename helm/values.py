@@ -105,8 +105,15 @@ def json_schema(values: dict[str, Schema]) -> str:
         "type": "object",
         "additionalProperties": False,
         "properties": plain(values) | {"global": of_a_parent},
+        "allOf": [needed(values)],
     }
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+def needed(values: dict[str, Schema]) -> Schema:
+    """That every value is there. All have defaults, which null in a user's file takes away."""
+    below = {name: needed(each["properties"]) for name, each in values.items() if "default" not in each}
+    return {"required": list(values), "properties": below}
 
 
 def default_of(schema: Schema) -> Any:
