@@ -1,8 +1,8 @@
-"""The command line: `leoserve serve [MODEL]`, `leoserve download [MODEL]`, `leoserve chat`, `leoserve --version`.
+"""The command line: `leoserve serve [MODEL]`, `size [MODEL]`, `download [MODEL]`, `chat`, and `leoserve --version`.
 
 Exit codes: 0 after a signal, a download or the end of a chat; 1 after a chat from a pipe with a turn that failed, or
-whose reader left; 2, with one line on stderr, for whatever a user can put right; 130 or 143 when a signal came before
-the server was up, or a second one while it was stopping.
+whose reader left, and where no size fits; 2, with one line on stderr, for whatever a user can put right; 130 or 143
+when a signal came before the server was up, or a second one while it was stopping.
 """
 
 from __future__ import annotations
@@ -27,11 +27,17 @@ DOWNLOAD = """\
 Download what serving a hub repository needs, and print its folder. A server that starts with the same options downloads
 nothing then, and needs no network. Variables and the file of options count as for `leoserve serve`.
 """
+SIZE = """\
+Tell which GPUs a model fits and how many chats run on them at once. Nothing is downloaded or computed. Without MODEL:
+all of LeoLM's. The options of `leoserve serve` that change the answer count here too, as variables and in the file as
+well.
+"""
 CHAT = """\
 Chat in the terminal with a running server. Ctrl-C stops an answer, /new forgets the chat, /exit or Ctrl-D ends it.
 """
-
-
+SIZED_BY = (
+    "dtype", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "config",
+)  # fmt: skip
 FAILED = 1
 
 
@@ -66,6 +72,19 @@ def parser() -> Parser:
         allow_abbrev=False,
     )
     add_options(download, ("model", "revision", "hf_token", "download_dir", "config"))
+    size = commands.add_parser(
+        "size",
+        help="tell which GPUs a model fits",
+        description=SIZE,
+        usage="leoserve size [MODEL] [options]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    size.add_argument("model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help="a repository or a folder")
+    size.add_argument(
+        "--gpu", metavar="NAME|GIB", help="one GPU, by its name or its memory [default: all that are known]"
+    )
+    add_options(size, SIZED_BY)
     chat = commands.add_parser("chat", help="chat with a running server", description=CHAT, allow_abbrev=False)
     chat.add_argument("--url", default="http://127.0.0.1:8000", help="the server's address [default: %(default)s]")
     chat.add_argument("--model", help="one of the server's models [default: its first]")
@@ -101,7 +120,7 @@ def parse(arguments: Sequence[str] | None) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     given = parse(arguments)
-    command = {"serve": run_serve, "download": run_download, "chat": run_chat}[given.pop("command")]
+    command = {"serve": run_serve, "size": run_size, "download": run_download, "chat": run_chat}[given.pop("command")]
     try:
         return command(given)
     except KeyboardInterrupt:
@@ -136,6 +155,18 @@ def run_serve(flags: dict[str, Any]) -> int:
         TemplateError,
         EngineFailed,
     ) as error:
+        return complain(error)
+
+
+def run_size(flags: dict[str, Any]) -> int:
+    from leoserve import size
+    from leoserve.model.config import UnsupportedModel
+    from leoserve.settings import Settings, SettingsError
+
+    gpu = flags.pop("gpu")
+    try:
+        return size.run(Settings.load(flags), gpu)
+    except (SettingsError, UnsupportedModel) as error:
         return complain(error)
 
 

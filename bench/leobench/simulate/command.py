@@ -15,15 +15,16 @@ from leobench.options import Unusable
 from leobench.progress import table
 from leobench.records import write
 from leobench.simulate import calibrated
-from leobench.simulate.capacity import TooLittleMemory
 from leobench.simulate.hardware import GPUS
-from leobench.simulate.network import ITEMSIZES, KV_ITEMSIZES, NETWORKS
-from leobench.simulate.plan import GPU, GPU_TOKENS, MODEL, UTILIZATION, Simulation
+from leobench.simulate.network import ITEMSIZES, KV_ITEMSIZES
+from leobench.simulate.plan import GPU, MODEL, UTILIZATION, Simulation
 from leobench.simulate.routing import ROUTERS
 from leobench.slo import slo
 from leobench.sweep import Sweeper, add_sweep_arguments, check, rows
 from leobench.workloads import BadTrace, share
 from leobench.workloads.lengths import lengths
+from leoserve.model import published
+from leoserve.model.capacity import TOKENS_PER_STEP, TooLittleMemory
 from leoserve.model.config import UnsupportedModel
 
 FAILED, UNUSABLE = 1, 2
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_hardware(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--model", metavar="NAME|FOLDER", help=f"{', '.join(NETWORKS)}, or a checkpoint [default: {MODEL}]"
+        "--model", metavar="NAME|FOLDER", help=f"{', '.join(published.SHORT)}, or a checkpoint [default: {MODEL}]"
     )
     group.add_argument("--gpu", choices=list(GPUS), help=f"[default: {GPU}]")
     group.add_argument(
@@ -73,7 +74,7 @@ def add_hardware(group: argparse._ArgumentGroup) -> None:
 
 def add_server(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max-num-seqs", type=count, metavar="N", help="[default: 256]")
-    group.add_argument("--max-num-batched-tokens", type=count, metavar="N", help=f"[default: {GPU_TOKENS}]")
+    group.add_argument("--max-num-batched-tokens", type=count, metavar="N", help=f"[default: {TOKENS_PER_STEP}]")
     group.add_argument("--max-model-len", type=count, metavar="N", help="[default: the model's]")
     group.add_argument("--num-kv-blocks", type=count, metavar="N", help="[default: what memory leaves]")
     group.add_argument("--gpu-memory-utilization", type=share, metavar="X", help=f"[default: {UTILIZATION}]")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GIB = 1 << 30
+from leoserve.model.capacity import GPU_MEMORY
+
 COPY_SHARE = 4289.3 / 4800  # of the datasheet's bandwidth: a copy, on an H200
 PRODUCT_SHARE = 752.7 / 989  # of the datasheet's operations: a product of 8192, on an H200
 
@@ -27,10 +28,10 @@ class Gpu:
     provenance: str
 
 
-def _from_datasheet(name: str, gib: float, gb_s: float, tflop_s: float, link_gb_s: float, latency: float) -> Gpu:
+def _from_datasheet(name: str, memory: int, gb_s: float, tflop_s: float, link_gb_s: float, latency: float) -> Gpu:
     return Gpu(
         name,
-        int(gib * GIB),
+        memory,
         gb_s * 1e9 * COPY_SHARE,
         tflop_s * 1e12 * PRODUCT_SHARE,
         link_gb_s * 1e9,
@@ -42,21 +43,21 @@ def _from_datasheet(name: str, gib: float, gb_s: float, tflop_s: float, link_gb_
 
 NVLINK, PCIE = 10e-6, 25e-6  # seconds of a small all-reduce; assumed, not measured
 
-# Memory as the driver reports it, which is less than the name says. Links: NVLink 4 (450 GB/s a direction), NVLink 3
-# (300), PCIe 4.0 x16 (32). Operations: dense, without the datasheet's sparsity.
+# Links: NVLink 4 (450 GB/s a direction), NVLink 3 (300), PCIe 4.0 x16 (32). Operations: dense, without the datasheet's
+# sparsity.
 GPUS = {
     "h200": Gpu(
         "NVIDIA H200",
-        int(139.8 * GIB),
+        GPU_MEMORY["h200"],
         4289.3e9,
         752.7e12,
         450e9,
         NVLINK,
         "measured: copy and product of 8192 on an H200 (bench/results/gpu-h200.json); links from the datasheet",
     ),
-    "h200-datasheet": _from_datasheet("NVIDIA H200", 139.8, 4800, 989, 450, NVLINK),
-    "h100": _from_datasheet("NVIDIA H100 SXM", 79.2, 3350, 989, 450, NVLINK),
-    "a100-80": _from_datasheet("NVIDIA A100 SXM 80 GB", 79.2, 2039, 312, 300, NVLINK),
-    "l40s": _from_datasheet("NVIDIA L40S", 44.5, 864, 362, 32, PCIE),
-    "rtx-4090": _from_datasheet("NVIDIA GeForce RTX 4090", 23.5, 1008, 165, 32, PCIE),
+    "h200-datasheet": _from_datasheet("NVIDIA H200", GPU_MEMORY["h200"], 4800, 989, 450, NVLINK),
+    "h100": _from_datasheet("NVIDIA H100 SXM", GPU_MEMORY["h100"], 3350, 989, 450, NVLINK),
+    "a100-80": _from_datasheet("NVIDIA A100 SXM 80 GB", GPU_MEMORY["a100-80"], 2039, 312, 300, NVLINK),
+    "l40s": _from_datasheet("NVIDIA L40S", GPU_MEMORY["l40s"], 864, 362, 32, PCIE),
+    "rtx-4090": _from_datasheet("NVIDIA GeForce RTX 4090", GPU_MEMORY["rtx-4090"], 1008, 165, 32, PCIE),
 }

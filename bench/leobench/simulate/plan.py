@@ -18,7 +18,6 @@ from leobench.load import Load, describe
 from leobench.options import Unusable
 from leobench.records import Run
 from leobench.simulate.calibrated import Calibrated, Calibration, read_calibration
-from leobench.simulate.capacity import Placement, cache_blocks
 from leobench.simulate.cluster import Cluster
 from leobench.simulate.hardware import GPUS
 from leobench.simulate.network import ITEMSIZES, KV_ITEMSIZES, network
@@ -29,10 +28,9 @@ from leobench.simulate.users import Users
 from leobench.simulate.work import CostModel
 from leobench.summary import summarize
 from leoserve.engine.scheduler import SchedulerLimits
+from leoserve.model.capacity import BLOCK_SIZE, TOKENS_PER_STEP, Placement, cache_blocks
 
 MODEL, GPU, UTILIZATION = "7b", "h200", 0.9
-GPU_TOKENS = 8192  # of a step on a GPU, unless told otherwise: the server's own choice
-GPU_BLOCK = 64
 # On the machine of bench/results/gpu-h200.json a prompt of 896 had its first token by HTTP after 23.7 ms, where the
 # engine alone needs 21.1 by its figure for 1024. A token's share of the API process as bench/apicost.py measures it.
 GPU_FRONTEND = Frontend(request=2.6e-3, token=30e-6)
@@ -92,12 +90,12 @@ def _gpus(options: argparse.Namespace) -> Hardware:
         placement = Placement(config, itemsize, KV_ITEMSIZES[kv_dtype] or itemsize, parallel)
     except ValueError as error:
         raise Unusable(str(error)) from error
-    sequences, tokens = options.max_num_seqs or 256, options.max_num_batched_tokens or GPU_TOKENS
+    sequences, tokens = options.max_num_seqs or 256, options.max_num_batched_tokens or TOKENS_PER_STEP
     length = options.max_model_len or config.max_position_embeddings
     blocks = options.num_kv_blocks or cache_blocks(
-        gpu,
+        gpu.memory,
         placement,
-        block_size=GPU_BLOCK,
+        block_size=BLOCK_SIZE,
         max_model_len=length,
         max_num_seqs=sequences,
         tokens_per_step=tokens,
@@ -107,7 +105,7 @@ def _gpus(options: argparse.Namespace) -> Hardware:
         max_sequences=sequences,
         max_tokens_per_step=max(tokens, sequences),
         max_model_len=length,
-        block_size=GPU_BLOCK,
+        block_size=BLOCK_SIZE,
     )
     window = config.sliding_window
     setup = Setup(limits=limits, num_blocks=blocks, ahead=1, window=window, frontend=GPU_FRONTEND)
@@ -120,7 +118,7 @@ def _gpus(options: argparse.Namespace) -> Hardware:
         "replicas": replicas,
         "dtype": options.dtype or config.dtype,
         "kv_dtype": kv_dtype,
-        "cache_tokens_each": blocks * GPU_BLOCK,
+        "cache_tokens_each": blocks * BLOCK_SIZE,
         "rates": gpu.provenance,
     }
     return Hardware(Roofline(gpu, placement, kv_dtype=kv_dtype), setup, replicas, about)

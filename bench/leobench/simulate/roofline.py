@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leobench.simulate.capacity import Placement
 from leobench.simulate.hardware import Gpu
 from leobench.simulate.work import Cost, Work, prefill_pairs
+from leoserve.model.capacity import Placement
 
 
 @dataclass(frozen=True, slots=True)

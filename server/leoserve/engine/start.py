@@ -23,11 +23,13 @@ from leoserve.engine.config import EngineConfig
 from leoserve.engine.loop import EngineLoop, StepRunner
 from leoserve.engine.request import Ready, Refused, StepOutputs
 from leoserve.engine.scheduler import Scheduler, SchedulerLimits
+from leoserve.model import capacity
+from leoserve.model.capacity import TooLittleMemory
 from leoserve.model.config import ModelConfig, UnsupportedModel
 from leoserve.model.graphs import CudaRecorder
 from leoserve.model.linear import keeps_rows_apart, product_of
 from leoserve.model.llama import Llama
-from leoserve.model.memory import CachePlan, TooLittleMemory, block_bytes, plan_cache, require_weights_fit, weight_bytes
+from leoserve.model.memory import CachePlan, block_bytes, plan_cache, require_weights_fit, weight_bytes
 from leoserve.model.runner import Runner
 from leoserve.model.sampler import Sampler
 from leoserve.model.step import Admitted, Row, SamplingParams, Step
@@ -41,7 +43,10 @@ log = logging.getLogger("leoserve.engine")
 R = TypeVar("R", bound=StepRunner)
 
 KV_DTYPES = {"auto": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
-TOKENS_PER_STEP = {"cpu": 512, "cuda": 8192}  # a CPU's steps stay short enough for those who generate
+TOKENS_PER_STEP = {
+    "cpu": 512,
+    "cuda": capacity.TOKENS_PER_STEP,
+}  # a CPU's steps stay short enough for those who generate
 PREFILL_STRETCH = {"cpu": 2.5, "cuda": None}  # steps in flight at the same time are not measured one by one
 SECONDS_BETWEEN_LINES = 5.0
 LARGE = 1_000_000_000  # bytes of weights from which on each part of the start takes a second or more

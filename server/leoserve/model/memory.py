@@ -9,15 +9,12 @@ import psutil
 import torch
 
 from leoserve.model import footprint
+from leoserve.model.capacity import TooLittleMemory
 from leoserve.model.config import ModelConfig
 
 GIB = 1 << 30
 CPU_CACHE_LIMIT = 4 * GIB  # by default; a host has other uses for its memory
 CGROUP = Path("/sys/fs/cgroup")
-
-
-class TooLittleMemory(Exception):
-    """Weights or cache do not fit; the message says by how much, and which option helps."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class Settings(LimitOptions, EngineOptions, ServerOptions, ModelOptions, BaseSet
         if self.tensor_parallel_size > 1:
             raise SettingsError(
                 f"--tensor-parallel-size {self.tensor_parallel_size}: this version has no tensor parallelism yet: "
-                f"leave it at 1, and take a model that fits one device"
+                f"leave it at 1, and take a model that fits one device (`leoserve size` tells which do)"
             )
         tokens, answers = self.max_num_batched_tokens, self.max_num_seqs
         if tokens is not None and tokens < answers:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from leobench.simulate.capacity import Placement, TooLittleMemory, cache_blocks
 from leobench.simulate.hardware import GPUS
 from leobench.simulate.network import network
 from leobench.simulate.plan import GPU_FRONTEND
@@ -23,6 +22,7 @@ from leobench.simulate.replica import Replica, Setup
 from leobench.simulate.roofline import Efficiencies, Roofline
 from leobench.simulate.work import Work, prefill_pairs
 from leoserve.engine.scheduler import SchedulerLimits
+from leoserve.model.capacity import Placement, TooLittleMemory, cache_blocks
 
 RESULTS = Path(__file__).resolve().parents[4] / "bench" / "results" / "gpu-h200.json"
 BOUND = 0.10
@@ -103,15 +103,15 @@ def test_the_cache_has_as_many_blocks_as_the_server_gave_itself() -> None:
     line = next(line for entry in said["measurements"] for line in entry.get("said", ()) if "key-value cache" in line)
     blocks = int(re.search(r"cache: (\d+) blocks", line)[1])  # type: ignore[index]
     options = {"block_size": 64, "max_model_len": 8192, "max_num_seqs": 64, "tokens_per_step": 8192}
-    found = cache_blocks(H200, Placement(network("7b"), 2, 2, 1), **options, utilization=0.9)
+    found = cache_blocks(H200.memory, Placement(network("7b"), 2, 2, 1), **options, utilization=0.9)
     assert found == pytest.approx(blocks, rel=0.01)
 
 
 def test_70b_does_not_fit_one_h200_and_fits_two() -> None:
     options = {"block_size": 64, "max_model_len": 8192, "max_num_seqs": 64, "tokens_per_step": 8192}
     with pytest.raises(TooLittleMemory, match="less than one sequence of 8192 tokens"):
-        cache_blocks(H200, Placement(network("70b"), 2, 2, 1), **options, utilization=0.9)
-    assert cache_blocks(H200, Placement(network("70b"), 2, 2, 2), **options, utilization=0.9) > 100
+        cache_blocks(H200.memory, Placement(network("70b"), 2, 2, 1), **options, utilization=0.9)
+    assert cache_blocks(H200.memory, Placement(network("70b"), 2, 2, 2), **options, utilization=0.9) > 100
 
 
 def test_rates_follow_the_datasheet_by_the_measured_shares() -> None:
