@@ -31,6 +31,9 @@ CHARTS_OWN = frozenset(
     | {"shutdown_grace"}
 )
 
+# What a validator of `Settings` refuses that its schema does not say.
+PATTERNS = {"root_path": "^(/.*)?$"}
+
 Schema = dict[str, Any]
 
 
@@ -38,10 +41,14 @@ def option_schemas() -> dict[str, Schema]:
     """The schema of each option that a user of the chart may set: type, bounds and description of `Settings`."""
     described = Settings.model_json_schema()["properties"]
     return {
-        name: option_schema(described[name], f"{field.description}", extra(field))
+        name: option_schema(described[name], f"{field.description}", extra(field)) | pattern(name)
         for name, field in Settings.model_fields.items()
         if name not in CHARTS_OWN
     }
+
+
+def pattern(option: str) -> Schema:
+    return {"pattern": PATTERNS[option]} if option in PATTERNS else {}
 
 
 def option_schema(generated: Schema, description: str, told: dict[str, Any]) -> Schema:
@@ -80,6 +87,8 @@ def read_source() -> tuple[dict[str, Schema], dict[str, Schema]]:
         resolved = {key: value if key == "default" else resolve(value) for key, value in node.items()}
         if isinstance(resolved.get("properties"), dict) and "type" not in resolved:
             resolved |= {"type": "object", "additionalProperties": False}
+        if isinstance(resolved.get("enum"), list):
+            resolved.setdefault("type", "string")
         return resolved
 
     def section(name: str) -> dict[str, Schema]:

@@ -9,15 +9,15 @@ import urllib.request
 from pathlib import Path
 
 BASE = os.environ["BASE_URL"]
-KEYS = Path("/etc/leoserve/keys/keys")
+KEY_FILE = os.environ.get("KEY_FILE")
 DEADLINE = time.monotonic() + float(os.environ["WAIT_SECONDS"])
 
 
 def ask(path, body=None):
     """The JSON that the server answers with. Raises OSError, of which HTTPError is one."""
     headers = {"Content-Type": "application/json"}
-    if KEYS.exists():
-        lines = [line.split() for line in KEYS.read_text(encoding="utf-8").splitlines()]
+    if KEY_FILE:
+        lines = [line.split() for line in Path(KEY_FILE).read_text(encoding="utf-8").splitlines()]
         headers["Authorization"] = f"Bearer {next(words[0] for words in lines if words and words[0][0] != '#')}"
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(urllib.request.Request(BASE + path, data, headers), timeout=600) as answer:

@@ -8,10 +8,8 @@ metadata:
   labels:
     {{- include "leoserve.podLabels" . | nindent 4 }}
   annotations:
-    checksum/options: {{ include "leoserve.options" . | sha256sum }}  # other options, other pods
-    {{- with $v.podAnnotations }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- /* Other options, other pods. */}}
+    {{- merge (dict "checksum/options" (include "leoserve.options" . | sha256sum)) $v.podAnnotations | toYaml | nindent 4 }}
 spec:
   serviceAccountName: {{ include "leoserve.serviceAccount" .root }}
   automountServiceAccountToken: false

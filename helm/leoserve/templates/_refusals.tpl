@@ -160,8 +160,17 @@ extraEnv {{ .name }}: give it as options.{{ trimPrefix "LEOSERVE_" .name | lower
 {{- if eq (hasKey . "value") (hasKey . "valueFrom") }}
 extraEnv {{ .name }}: give value or valueFrom, one of them
 {{- end }}
-{{- if and (hasKey . "value") (regexMatch "(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY)S?$" (upper .name)) }}
-extraEnv {{ .name }}: its name is a secret's, and its value would stand in the release and the pods: take valueFrom.secretKeyRef
+{{- if has .name (list "HF_HUB_OFFLINE" "HF_TOKEN_PATH" "HF_ENDPOINT") }}
+extraEnv {{ .name }}: the chart sets it by what model.hub says
+{{- end }}
+{{- $secret := regexMatch "(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_?KEY)$" (upper .name) }}
+{{- if and (hasKey . "value") (or $secret (regexMatch "://[^/@]+:[^/@]+@" (.value | default ""))) }}
+extraEnv {{ .name }}: it holds a secret, which would stand in the release and in every pod: take valueFrom.secretKeyRef
+{{- end }}
+{{- end }}
+{{- range .v.extraVolumes }}
+{{- if has .name (list "options" "cache" "tmp" "shm" "model" "keys" "hub-token") }}
+extraVolumes {{ .name }}: a volume of the chart has that name: take another
 {{- end }}
 {{- end }}
 {{- end }}
