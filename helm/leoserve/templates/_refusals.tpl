@@ -6,7 +6,7 @@ a `$d` and writes one line for each thing that is wrong.
 {{- $root := .root }}
 {{- $lines := include "leoserve.refuse.release" . | splitList "\n" }}
 {{- range $name, $v := .into }}
-{{- $d := dict "root" $root "name" $name "v" $v }}
+{{- $d := dict "root" $root "name" $name "v" $v "all" $.into }}
 {{- range $part := list "name" "model" "devices" "options" "cache" "replicas" "traffic" "pods" }}
 {{- range $line := include (printf "leoserve.refuse.%s" $part) $d | splitList "\n" }}
 {{- if trim $line }}{{ $lines = append $lines (printf "%s: %s" $name (trim $line)) }}{{ end }}
@@ -99,9 +99,9 @@ cache.storageClass has no effect without a new claim: set cache.persistent
 {{- if and $several $cache.persistent (not $cache.existingClaim) (ne $cache.accessMode "ReadWriteMany") }}
 cache.accessMode {{ $cache.accessMode }} lets the pods of one node alone have the claim, and there may be several pods (replicas, nodes, autoscaling or rollout.maxSurge): take ReadWriteMany with a storage class that has it, or leave cache.persistent out
 {{- end }}
-{{- if $several }}
 {{- range $where, $claim := dict "cache.existingClaim" $cache.existingClaim "model.pvc.claim" (ternary .v.model.pvc.claim "" (eq .v.model.source "pvc")) }}
-{{- $modes := dig "spec" "accessModes" list (ternary (lookup "v1" "PersistentVolumeClaim" $.root.Release.Namespace $claim) dict (ne $claim "") | default dict) }}
+{{- if and $claim (or $several (gt (len $.all) 1)) }}
+{{- $modes := dig "spec" "accessModes" list (lookup "v1" "PersistentVolumeClaim" $.root.Release.Namespace $claim | default dict) }}
 {{- if and $modes (not (has "ReadWriteMany" $modes)) (not (and (has "ReadOnlyMany" $modes) (eq $where "model.pvc.claim"))) }}
 {{ $where }} {{ $claim }} has access mode {{ join ", " $modes }}, and there may be several pods, on several nodes: take a claim with ReadWriteMany{{ if eq $where "model.pvc.claim" }} or ReadOnlyMany{{ end }}, or one replica
 {{- end }}

@@ -14,7 +14,7 @@ no key is needed (apiKeys.enabled false): whoever reaches the Service may use it
 {{- if and (not $v.networkPolicy.enabled) (ne $v.service.type "ClusterIP") }}
 networkPolicy is off and the Service is a {{ $v.service.type }}: the pods are open to everybody who reaches a node.
 {{- end }}
-{{- if and (or $v.ingress.enabled $v.httpRoute.enabled (ne $v.service.type "ClusterIP")) $v.networkPolicy.enabled (eq (toJson $v.networkPolicy.clients) "[{\"podSelector\":{}}]") }}
+{{- if and (or $v.ingress.enabled $v.httpRoute.enabled $v.inferencePool.enabled (ne $v.service.type "ClusterIP")) $v.networkPolicy.enabled (eq (toJson $v.networkPolicy.clients) "[{\"podSelector\":{}}]") }}
 networkPolicy.clients lets pods of this namespace in, and nobody else: an ingress controller, a gateway or clients from elsewhere have to be named there.
 {{- end }}
 {{- if eq $v.model.source "hostPath" }}
