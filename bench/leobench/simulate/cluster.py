@@ -7,6 +7,7 @@ step is over, as the server's loop does.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
@@ -45,13 +46,13 @@ class Cluster:
         """Until nothing is left to happen; the seconds until the last answer's end."""
         self.at(0.0, self._sample)
         while True:
-            busy = [replica for replica in self.replicas if replica.busy]
-            first = min(busy, key=_now, default=None)
-            if self._events and (first is None or self._events[0][0] <= first.clock.now):
+            first = min((replica for replica in self.replicas if replica.busy), key=_ready, default=None)
+            until = self._events[0][0] if self._events else math.inf
+            if self._events and (first is None or until <= first.ready):
                 when, _, action = heapq.heappop(self._events)
                 action(when)
             elif first is not None:
-                for answer in first.advance():
+                for answer in first.advance(until):
                     self.at(answer.token_times[-1], self._ends.pop(answer))
             else:
                 break
@@ -97,6 +98,7 @@ class Cluster:
     def _sample(self, now: float) -> None:
         """Note how every replica is, and come again while there is something else to happen."""
         for place, replica in enumerate(self.replicas):
+            replica.settle(now)
             stats = replica.scheduler.snapshot()
             sample = ServerSample(
                 time=now,
@@ -118,8 +120,8 @@ class Cluster:
             self.at(now + self._sample_every, self._sample)
 
 
-def _now(replica: Replica) -> float:
-    return replica.clock.now
+def _ready(replica: Replica) -> float:
+    return replica.ready
 
 
 def _fill(record: RequestRecord, answer: Answer, now: float) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import NamedTuple
 
 from leobench.simulate.cruise import CruisingScheduler
-from leobench.simulate.work import CostModel, Work, work_of
+from leobench.simulate.work import Cost, CostModel, Work, work_of
 from leoserve.engine.admission import Admission
 from leoserve.engine.cache import BlockPool
 from leoserve.engine.loop import EngineLoop
@@ -22,14 +26,35 @@ class Clock:
     now: float = 0.0
     device_free: float = 0.0
 
+    def launch(self, cost: Cost) -> float:
+        """The host plans and launches a step, and the device begins with the first kernel. When it will be done."""
+        self.now += cost.plan
+        begin = max(self.now, self.device_free)
+        self.now += cost.launch
+        self.device_free = max(begin + cost.device, self.now)
+        return self.device_free
+
+
+class Moment(NamedTuple):
+    """What a clock says after a turn of the loop, and when the step in flight will be done, if one is."""
+
+    now: float
+    device_free: float
+    in_flight: float
+
+
+NOW = attrgetter("now")
+
 
 class Device:
     """A runner that computes nothing, in the time that a cost model says."""
 
     def __init__(
-        self, model: CostModel, clock: Clock, cruising: Callable[[], tuple[int, int]], *, window: int | None
+        self, model: CostModel, clock: Clock, cruising: Callable[[], tuple[int, int, int]], *, window: int | None
     ) -> None:
-        """`cruising`: rows and keys of the step to launch that are not in it. `window`: keys that a query sees."""
+        """`cruising`: rows and keys of the step to launch that are not in it, and how many keys more the next one has.
+        `window`: keys that a query sees.
+        """
         self._model = model
         self._clock = clock
         self._cruising = cruising
@@ -39,31 +64,40 @@ class Device:
         self.answers: dict[int, list[int]] = {}  # by the seed of a request, which is its number here
 
     def launch(self, step: Step) -> Launched:
-        """The host takes its time; the device begins with the first kernel, and is done when it can be."""
+        """The device is done when it can be."""
         for row in step.rows:
             if row.admitted is not None:
                 self._slots[row.slot] = len(row.admitted.prompt), self.answers[row.admitted.params.seed]
-        rows, keys = self._cruising()
-        self._last = Launched(self, step, self._compute(work_of(step, self._window, rows=rows, keys=keys)))
+        rows, keys, _ = self._cruising()
+        cost = self._model.cost(work_of(step, self._window, rows=rows, keys=keys))
+        self._last = Launched(self, step, self._clock.launch(cost))
         return self._last
 
-    def coast(self, ahead: int) -> None:
-        """The same for a step of rows alone that cruise, and wait for the one before it, or for itself."""
-        rows, keys = self._cruising()
-        done = self._compute(Work(rows, keys, (), rows))
-        if ahead:
-            self._last.done, done = done, self._last.done
-        self._clock.now = max(self._clock.now, done)
+    def foresee(self, turns: int, ahead: int, until: float) -> list[Moment]:
+        """The next turns of the loop that are about rows alone that cruise, as far as the first at or after `until`.
 
-    def _compute(self, work: Work) -> float:
-        """Let it be launched; when it will be done."""
-        cost = self._model.cost(work)
+        `ahead`: steps in flight when the next is planned; what is waited for is the one before, or the step itself.
+        """
+        clock = Clock(self._clock.now, self._clock.device_free)
+        rows, keys, growth = self._cruising()
+        waited_for = self._last.done
+        moments: list[Moment] = []
+        while len(moments) < turns and clock.now < until:
+            keys += growth
+            done = clock.launch(self._model.cost(Work(rows, keys, (), rows)))
+            if ahead:
+                waited_for, done = done, waited_for
+            clock.now = max(clock.now, done)
+            moments.append(Moment(clock.now, clock.device_free, waited_for))
+        return moments
+
+    def pass_by(self, moments: list[Moment]) -> Iterator[float]:
+        """Go through moments that were foreseen; of each turn the seconds."""
         clock = self._clock
-        clock.now += cost.plan
-        begin = max(clock.now, clock.device_free)
-        clock.now += cost.launch
-        clock.device_free = max(begin + cost.device, clock.now)
-        return clock.device_free
+        for moment in moments:
+            seconds = moment.now - clock.now
+            clock.now, clock.device_free, self._last.done = moment
+            yield seconds
 
     def results(self, step: Step, done: float) -> list[RowResult]:
         """What a step brought, once it is `done`."""
@@ -123,11 +157,16 @@ class Setup:
 
 
 class Replica:
-    """A server. Requests are submitted in the order of time; `advance` is one turn of its loop."""
+    """A server. Requests are submitted in the order of time; `advance` is a turn of its loop.
+
+    While all sequences merely generate, what comes is known for many turns: `advance` then only foresees it, and it
+    comes to pass when somebody asks, or as far as something else happens.
+    """
 
     def __init__(self, model: CostModel, setup: Setup) -> None:
         self.setup = setup
         self.clock = Clock()
+        self._foreseen: list[Moment] = []
         self._out = 0.0  # when the API process will have sent all that it was given
         self._sent: list[float] = []  # by completed step: when its tokens were out
         self._answers: dict[str, Answer] = {}
@@ -155,6 +194,11 @@ class Replica:
     def busy(self) -> bool:
         return self.scheduler.has_work
 
+    @property
+    def ready(self) -> float:
+        """Until when it is known what happens here, unless a request comes before."""
+        return self._foreseen[-1].now if self._foreseen else self.clock.now
+
     def submit(self, number: int, prompt: list[int], answer: list[int], when: float) -> Answer:
         """A request that reaches the engine at `when`: queued, or refused at once, as by the server."""
         made = Answer(len(prompt))
@@ -164,6 +208,8 @@ class Replica:
         if refused is not None:
             made.refused = refused.kind
             return made
+        self.settle(when)
+        self._foreseen.clear()
         if not self.busy:
             self.clock.now = max(self.clock.now, when)
         self._answers[request.request_id] = made
@@ -172,17 +218,30 @@ class Replica:
         self.loop.receive()
         return made
 
-    def advance(self) -> list[Answer]:
-        """One turn of the loop. The answers that ended in it."""
-        if self.scheduler.coasting(self.setup.ahead):
-            self.scheduler.coast_plan()
-            self.device.coast(self.setup.ahead)
-            self.scheduler.coast_complete()
+    def advance(self, until: float = math.inf) -> list[Answer]:
+        """One turn of the loop, or foresee many. The answers that ended in it.
+
+        `until`: when something else happens; there is no use in knowing more than up to there.
+        """
+        if self._foreseen:
+            self.settle(math.inf)
+            return []
+        turns = self.scheduler.coasting(self.setup.ahead)
+        if turns:
+            self._foreseen = self.device.foresee(turns, self.setup.ahead, until)
+        if self._foreseen:
             return []
         if not self.loop.step():
             raise RuntimeError("the scheduler has work and plans none of it")
         finished, self._finished = self._finished, []
         return finished
+
+    def settle(self, when: float) -> None:
+        """Let come to pass what was foreseen, up to the first turn that ends at or after `when`."""
+        if self._foreseen and self.clock.now < when:
+            count = bisect_left(self._foreseen, when, key=NOW) + 1
+            self.scheduler.coast(self.device.pass_by(self._foreseen[:count]))
+            del self._foreseen[:count]
 
     def _take_step(self, tokens: int) -> None:
         """The API process sends a step's tokens when it has sent those before."""
