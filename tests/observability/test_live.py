@@ -1,0 +1,147 @@
+"""A real Prometheus that scrapes a real server under load: each panel has data, each rule is evaluated, and what
+autoscalers ask has an answer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.conftest import Serve, Server
+from tests.helm.engine import NAMESPACE, Rendering, render
+
+from .conftest import found
+from .files import RULES, alerts, dashboard, filled, queries, rules
+from .load import load
+from .prometheus import INTERVAL, Prometheus, prometheus
+
+# Small enough that answers wait, are refused, and are interrupted for want of blocks.
+SMALL = ("--max-num-seqs", "6", "--max-waiting-requests", "4", "--num-kv-blocks", "40", "--no-log-requests")
+PLAIN = "leoserve"  # the job of a plain Prometheus, without a namespace
+QUERIES = dict(queries())
+COUNTED = (
+    "leoserve_preemptions_total",
+    'leoserve_requests_rejected_total{reason="overloaded"}',
+    'leoserve_requests_finished_total{reason="length"}',
+    "leoserve_prefix_cache_hits_total",
+)
+ZERO = {"Restarts within an hour B"}  # the server itself stays up
+
+
+@dataclass
+class Observed:
+    """What was seen between two times in Unix seconds."""
+
+    prometheus: Prometheus
+    start: float
+    end: float
+
+    def values(self, expression: str) -> list[float]:
+        """All numbers that the expression had."""
+        series = self.prometheus.range(expression, self.start, self.end)
+        return [value for _, points in series for _, value in points if math.isfinite(value)]
+
+
+def scaled(by: str) -> Rendering:
+    """The chart with an autoscaler."""
+    return render({"autoscaling": {"by": by, "prometheus": "http://prometheus:9090"}})
+
+
+def pod_labels() -> dict[str, str]:
+    """Of a target that Prometheus' operator has made of a pod of the chart's Deployment."""
+    name = scaled("keda").one("Deployment")["metadata"]["name"]
+    return {"namespace": NAMESPACE, "pod": f"{name}-7d9f8b6c5-x2x4k", "container": "leoserve", "endpoint": "http"}
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Poll without a deadline of its own: the test's is the limit."""
+    while not condition():
+        time.sleep(0.1)
+
+
+def kill_engine(server: Server) -> None:
+    (engine,) = psutil.Process(server.process.pid).children()
+    engine.kill()
+
+
+@pytest.fixture(scope="module")
+def observed(serve_once: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    """A load in which answers are generated, refused and interrupted, and the engine dies twice."""
+    program = found("prometheus")
+    server = serve_once(None, *SMALL)
+    address = server.url.removeprefix("http://")
+    jobs = {PLAIN: {"targets": [address]}, "operated": {"targets": [address], "labels": pod_labels()}}
+    with prometheus(program, tmp_path_factory.mktemp("prometheus"), jobs, RULES) as asked:
+        start = time.time()
+        with load(server.url):
+            for series in COUNTED:
+                until(lambda series=series: asked.number(f"min({series})") >= 2)
+            for deaths in (1, 2):
+                kill_engine(server)
+                until(lambda deaths=deaths: asked.number("min(leoserve_engine_restarts_total)") >= deaths)
+                until(lambda: asked.number("min(leoserve_ready)"))
+            until(lambda: asked.number('ALERTS{alertname="LeoserveRestarting", alertstate="firing"}'))
+            until(lambda: asked.number('min(rate(leoserve_responses_total{status="200"}[3s]))'))
+        yield Observed(asked, start, time.time())
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_a_panel_has_data(observed: Observed, name: str) -> None:
+    for job in (PLAIN, "operated"):
+        values = observed.values(filled(QUERIES[name], job=job, __rate_interval=f"{4 * INTERVAL}s"))
+        assert values, job
+        assert (max(values) == 0) == (name in ZERO), job
+
+
+def test_the_variables_find_the_servers(observed: Observed) -> None:
+    for variable in dashboard()["templating"]["list"]:
+        if variable["type"] == "query":
+            call = filled(variable["query"]["query"]).removeprefix("label_values(").removesuffix(")")
+            selector, _, label = call.rpartition(", ")
+            assert observed.prometheus.get(f"label/{label}/values", **{"match[]": selector}), variable["name"]
+
+
+def test_alerts_are_shown_over_the_panels(observed: Observed) -> None:
+    (annotation,) = dashboard()["annotations"]["list"]
+    assert observed.values(filled(annotation["expr"], job=PLAIN))
+
+
+def test_every_rule_is_evaluated_and_has_what_it_needs(observed: Observed) -> None:
+    evaluated = [rule for group in observed.prometheus.get("rules")["groups"] for rule in group["rules"]]
+    assert {rule["name"] for rule in evaluated} == {rule.get("record", rule.get("alert")) for rule in rules()}
+    assert {rule["health"] for rule in evaluated} == {"ok"}, [rule.get("lastError") for rule in evaluated]
+    for rule in rules():
+        if "record" in rule:
+            jobs = {labels["job"] for labels, _ in observed.prometheus.now(rule["record"])}
+            assert jobs == {PLAIN, "operated"}, rule["record"]
+
+
+def test_an_engine_that_dies_twice_fires_its_alert(observed: Observed) -> None:
+    firing = observed.prometheus.now('ALERTS{alertname="LeoserveRestarting", alertstate="firing"}')
+    assert {labels["job"] for labels, _ in firing} == {PLAIN, "operated"}
+    (told,) = [one for one in alerts() if one["alert"] == "LeoserveRestarting"]
+    assert told["labels"].items() <= firing[0][0].items()
+
+
+def triggers() -> list[dict[str, Any]]:
+    return list(scaled("keda").one("ScaledObject")["spec"]["triggers"])
+
+
+@pytest.mark.parametrize("trigger", triggers(), ids=lambda trigger: trigger["name"])
+def test_what_keda_asks_has_an_answer(observed: Observed, trigger: dict[str, Any]) -> None:
+    query = trigger["metadata"]["query"]
+    assert len(observed.prometheus.now(query)) == 1
+    assert max(observed.values(query)) > 0
+
+
+@pytest.mark.parametrize("metric", scaled("hpa").one("HorizontalPodAutoscaler")["spec"]["metrics"], ids=str)
+def test_the_metrics_of_the_horizontal_autoscaler_exist_with_a_pods_labels(
+    observed: Observed, metric: dict[str, Any]
+) -> None:
+    labels = ", ".join(f'{name}="{value}"' for name, value in pod_labels().items() if name in ("namespace", "pod"))
+    assert max(observed.values(f"{metric['pods']['metric']['name']}{{{labels}}}")) > 0
