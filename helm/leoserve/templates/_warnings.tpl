@@ -26,7 +26,7 @@ image volumes have to be enabled in this Kubernetes {{ .root.Capabilities.KubeVe
 {{- if and (eq $v.model.source "hub") (not (include "leoserve.cacheClaim" .)) (gt (include "leoserve.mostReplicas" . | int) 1) }}
 each new pod downloads the model again: cache.persistent with accessMode ReadWriteMany, model.source pvc or image do not.
 {{- end }}
-{{- if and (eq $v.model.source "hub") (not $v.model.hub.revision) }}
-model.hub.revision is empty: a new pod serves what the repository's main branch holds by then.
+{{- if and (eq $v.model.source "hub") (not $v.model.hub.revision) (gt (include "leoserve.mostReplicas" . | int) 1) }}
+model.hub.revision is empty: a replica that starts later may serve other weights, if the repository's main branch has some by then.
 {{- end }}
 {{- end }}
