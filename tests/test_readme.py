@@ -13,12 +13,14 @@ import pytest
 from leoserve.cli import parse
 from leoserve.settings import Settings
 from tests.conftest import ROOT, Server, clean_environment
+from tests.helm.engine import CHART, RELEASE, render
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 SHELL = [line for language, text in BLOCKS if language == "bash" for line in text.splitlines()]
 SERVE = [line for line in SHELL if "leoserve serve" in line] + re.findall(r"`(leoserve serve[^`]*)`", README)
 BENCH = [line for line in SHELL if line.startswith("leobench ")]
+HELM = [line for line in SHELL if line.startswith("helm ")]
 WHERE = "http://127.0.0.1:8000"
 
 
@@ -35,7 +37,7 @@ def run(*command: str) -> str:
 
 
 def test_every_command_of_the_readme_is_run_by_a_test() -> None:
-    run_here = {"make serve", "make test", "leoserve chat", "leoserve serve --help", *SERVE, *BENCH}
+    run_here = {"make serve", "make test", "leoserve chat", "leoserve serve --help", *SERVE, *BENCH, *HELM}
     assert [line for line in SHELL if line not in run_here and not line.startswith("curl ")] == []
 
 
@@ -99,6 +101,14 @@ def test_the_serve_commands_have_options_that_exist(line: str, monkeypatch: pyte
     flags = parse(words[1:])
     flags.pop("command")
     Settings.load(flags)
+
+
+@pytest.mark.parametrize("line", HELM)
+def test_the_chart_can_be_installed_as_it_is(line: str) -> None:
+    *command, chart = shlex.split(line)
+    assert command == ["helm", "install", RELEASE]
+    assert (ROOT / chart) == CHART
+    assert render().of("Deployment")
 
 
 def test_the_three_ways_to_configure_are_the_same_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
