@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.conftest import Serve, Server
-from tests.helm.engine import NAMESPACE, Rendering, render
+from tests.helm.engine import NAMESPACE, render
 
 from .conftest import found
 from .files import RULES, alerts, dashboard, filled, queries, rules
@@ -22,7 +22,13 @@ from .prometheus import INTERVAL, Prometheus, prometheus
 
 # Small enough that answers wait, are refused, and are interrupted for want of blocks.
 SMALL = ("--max-num-seqs", "6", "--max-waiting-requests", "4", "--num-kv-blocks", "40", "--no-log-requests")
+# The chart, by who scales.
+SCALED = {
+    by: render({"autoscaling": {"by": by, "prometheus": "http://prometheus"}, "podMonitor": {"enabled": True}})
+    for by in ("keda", "hpa")
+}
 PLAIN = "leoserve"  # the job of a plain Prometheus, without a namespace
+OPERATED = f"{NAMESPACE}/{SCALED['keda'].one('PodMonitor')['metadata']['name']}"  # as its operator calls it
 QUERIES = dict(queries())
 COUNTED = (
     "leoserve_preemptions_total",
@@ -47,15 +53,11 @@ class Observed:
         return [value for _, points in series for _, value in points if math.isfinite(value)]
 
 
-def scaled(by: str) -> Rendering:
-    """The chart with an autoscaler."""
-    return render({"autoscaling": {"by": by, "prometheus": "http://prometheus:9090"}})
-
-
 def pod_labels() -> dict[str, str]:
     """Of a target that Prometheus' operator has made of a pod of the chart's Deployment."""
-    name = scaled("keda").one("Deployment")["metadata"]["name"]
-    return {"namespace": NAMESPACE, "pod": f"{name}-7d9f8b6c5-x2x4k", "container": "leoserve", "endpoint": "http"}
+    (pod,) = SCALED["keda"].serving
+    name = f"{pod.owner['metadata']['name']}-7d9f8b6c5-x2x4k"
+    return {"namespace": NAMESPACE, "pod": name, "container": pod.server["name"], "endpoint": "http"}
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -75,7 +77,7 @@ def observed(serve_once: Serve, tmp_path_factory: pytest.TempPathFactory) -> Ite
     program = found("prometheus")
     server = serve_once(None, *SMALL)
     address = server.url.removeprefix("http://")
-    jobs = {PLAIN: {"targets": [address]}, "operated": {"targets": [address], "labels": pod_labels()}}
+    jobs = {PLAIN: {"targets": [address]}, OPERATED: {"targets": [address], "labels": pod_labels()}}
     with prometheus(program, tmp_path_factory.mktemp("prometheus"), jobs, RULES) as asked:
         start = time.time()
         with load(server.url):
@@ -85,14 +87,14 @@ def observed(serve_once: Serve, tmp_path_factory: pytest.TempPathFactory) -> Ite
                 kill_engine(server)
                 until(lambda deaths=deaths: asked.number("min(leoserve_engine_restarts_total)") >= deaths)
                 until(lambda: asked.number("min(leoserve_ready)"))
-            until(lambda: asked.number('ALERTS{alertname="LeoserveRestarting", alertstate="firing"}'))
+            until(lambda: asked.number('ALERTS{alertname="LeoserveRestarting", alertstate="firing"}') == len(jobs))
             until(lambda: asked.number('min(rate(leoserve_responses_total{status="200"}[3s]))'))
         yield Observed(asked, start, time.time())
 
 
 @pytest.mark.parametrize("name", QUERIES)
 def test_a_panel_has_data(observed: Observed, name: str) -> None:
-    for job in (PLAIN, "operated"):
+    for job in (PLAIN, OPERATED):
         values = observed.values(filled(QUERIES[name], job=job, __rate_interval=f"{4 * INTERVAL}s"))
         assert values, job
         assert (max(values) == 0) == (name in ZERO), job
@@ -118,28 +120,30 @@ def test_every_rule_is_evaluated_and_has_what_it_needs(observed: Observed) -> No
     for rule in rules():
         if "record" in rule:
             jobs = {labels["job"] for labels, _ in observed.prometheus.now(rule["record"])}
-            assert jobs == {PLAIN, "operated"}, rule["record"]
+            assert jobs == {PLAIN, OPERATED}, rule["record"]
 
 
 def test_an_engine_that_dies_twice_fires_its_alert(observed: Observed) -> None:
     firing = observed.prometheus.now('ALERTS{alertname="LeoserveRestarting", alertstate="firing"}')
-    assert {labels["job"] for labels, _ in firing} == {PLAIN, "operated"}
+    assert {labels["job"] for labels, _ in firing} == {PLAIN, OPERATED}
     (told,) = [one for one in alerts() if one["alert"] == "LeoserveRestarting"]
     assert told["labels"].items() <= firing[0][0].items()
 
 
-def triggers() -> list[dict[str, Any]]:
-    return list(scaled("keda").one("ScaledObject")["spec"]["triggers"])
-
-
-@pytest.mark.parametrize("trigger", triggers(), ids=lambda trigger: trigger["name"])
+@pytest.mark.parametrize(
+    "trigger", SCALED["keda"].one("ScaledObject")["spec"]["triggers"], ids=lambda trigger: trigger["name"]
+)
 def test_what_keda_asks_has_an_answer(observed: Observed, trigger: dict[str, Any]) -> None:
     query = trigger["metadata"]["query"]
     assert len(observed.prometheus.now(query)) == 1
     assert max(observed.values(query)) > 0
 
 
-@pytest.mark.parametrize("metric", scaled("hpa").one("HorizontalPodAutoscaler")["spec"]["metrics"], ids=str)
+@pytest.mark.parametrize(
+    "metric",
+    SCALED["hpa"].one("HorizontalPodAutoscaler")["spec"]["metrics"],
+    ids=lambda metric: metric["pods"]["metric"]["name"],
+)
 def test_the_metrics_of_the_horizontal_autoscaler_exist_with_a_pods_labels(
     observed: Observed, metric: dict[str, Any]
 ) -> None:
