@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from leobench.compare.quantities import FAILED, GOOD, OUTPUT, Quantity
+from leobench.compare.quantities import ANSWERS, BOUNDED, FAILED, GOOD, OUTPUT, QUANTITIES, Quantity
 from leobench.compare.student import student, welch
 from leobench.records import RequestRecord, Run
 from leobench.summary import e2e, good, measured
@@ -32,22 +32,29 @@ class Blocks:
 
     Two open loops with the same load and workload sent the same requests at the same times: their blocks belong
     together and are drawn in pairs, by which what both have in common cancels out.
+
+    A request belongs to the block of its end; to that of its arrival where runs are paired, and for an open loop's
+    throughput: that differs from run to run as the arrivals do, and a full server, whose answers end at an even pace,
+    would hide how much.
     """
 
     def __init__(self, first: Run, other: Run) -> None:
         self.runs = (first, other)
-        self.paired = first.load == other.load and first.workload == other.workload and "concurrency" not in first.load
+        is_open = all("concurrency" not in run.load for run in self.runs)
+        self.paired = is_open and first.load == other.load and first.workload == other.workload
         self.records = [measured(run) for run in self.runs]
+        self.by_arrival = QUANTITIES if self.paired else (OUTPUT, ANSWERS) if is_open else ()
         self.count = min(_blocks(run, records) for run, records in zip(self.runs, self.records, strict=True))
-        self.places = [self._places(run, records) for run, records in zip(self.runs, self.records, strict=True)]
         random = np.random.default_rng(0)  # the same files always compare the same
         even = np.full(self.count, 1 / self.count)
         draws = [random.multinomial(self.count, even, DRAWS).astype(np.float64) for _ in self.runs]
         self.draws = [draws[0], draws[0]] if self.paired else draws
+        self._known: dict[tuple[str, int], Drawn] = {}
 
-    def _places(self, run: Run, records: Sequence[RequestRecord]) -> npt.NDArray[np.int64]:
-        """The block of each request: of its intended arrival where runs are paired, or else of its end."""
-        times = [record.intended if self.paired else record.ended for record in records]
+    def _places(self, quantity: Quantity, side: int) -> npt.NDArray[np.int64]:
+        """The block of each of a side's requests."""
+        run, records = self.runs[side], self.records[side]
+        times = [record.intended if quantity in self.by_arrival else record.ended for record in records]
         begin, end = run.measured_from, run.measured_until
         if self.paired:
             begin, end = (
@@ -62,18 +69,44 @@ class Blocks:
         sides = [self._drawn(quantity, side) for side in (0, 1)]
         drawn = [np.log(np.maximum(side.values, 1e-12)) if quantity.as_ratio else side.values for side in sides]
         told = [side.told for side in sides]
+        alone = self._independent(quantity)
         if self.paired:
-            together = independent(sides[1].blocks - sides[0].blocks)
-            variance = float(np.var(drawn[1] - drawn[0])) * self.count / (together - 1)
-            return student(min(*told, together) - 1) * math.sqrt(variance), together
-        alone = [independent(side.blocks) for side in sides]
+            variance = float(np.var(drawn[1] - drawn[0])) * self.count / (alone[0] - 1)
+            return student(min(*told, alone[0]) - 1) * math.sqrt(variance), alone[0]
         variances = [
             float(np.var(values)) * self.count / (blocks - 1) for values, blocks in zip(drawn, alone, strict=True)
         ]
         return welch(variances, [min(each) - 1 for each in zip(told, alone, strict=True)]), min(alone)
 
+    def _independent(self, quantity: Quantity) -> list[float]:
+        """How many independent blocks tell of a quantity: of each side, or of the difference where runs are paired.
+
+        Goodput has no more of them than the latencies that its bounds are of: whether a request is good says less than
+        how late it was, and with every request of a run on one side of the bound nothing of how near it came.
+        """
+        found = []
+        for each in (quantity, *self._behind(quantity)):
+            blocks = [self._drawn(each, side).blocks for side in (0, 1)]
+            series = [blocks[1] - blocks[0]] if self.paired else blocks
+            found.append([independent(part) for part in series])
+        return [min(each) for each in zip(*found, strict=True)]
+
+    def _behind(self, quantity: Quantity) -> list[Quantity]:
+        if quantity is not GOOD:
+            return []
+        bounded = {name for run in self.runs for name in BOUNDED if run.slo and getattr(run.slo, name) is not None}
+        values = [BOUNDED[name] for name in sorted(bounded)]
+        return [each for each in values if all(any(_values(each, records)) for records in self.records)]
+
     def _drawn(self, quantity: Quantity, side: int) -> Drawn:
-        records, places, draws = self.records[side], self.places[side], self.draws[side]
+        """Of one side; kept, since more than one margin may ask for it."""
+        key = quantity.name, side
+        if key not in self._known:
+            self._known[key] = self._draw(quantity, side)
+        return self._known[key]
+
+    def _draw(self, quantity: Quantity, side: int) -> Drawn:
+        records, places, draws = self.records[side], self._places(quantity, side), self.draws[side]
         if quantity.values is not None:
             return _percentiles(quantity, records, places, draws)
         sums = np.bincount(places, _weights(quantity, records, self.runs[side]), self.count)
@@ -95,12 +128,16 @@ class Drawn:
 def independent(blocks: Values) -> float:
     """How many independent blocks tell as much as these: n (1 - r) / (1 + r) with r the correlation of neighbours.
 
-    A queue that builds up over the whole run makes of many blocks hardly more than one observation.
+    A queue that builds up over the whole run makes of many blocks hardly more than one observation. In few blocks their
+    correlation looks smaller than it is, by (1 + 3 r) / n (Kendall, Biometrika 41, 1954), which is added here.
     """
     centered = blocks - blocks.mean()
     total = float(centered @ centered)
-    correlation = float(centered[1:] @ centered[:-1]) / total if total > 0 else 0.0
-    correlation = max(0.0, correlation)
+    if total == 0:
+        return float(blocks.size)
+    correlation = float(centered[1:] @ centered[:-1]) / total
+    correlation += (1 + 3 * correlation) / blocks.size
+    correlation = min(max(0.0, correlation), 1.0)
     return max(2.0, blocks.size * (1 - correlation) / (1 + correlation))
 
 
@@ -124,6 +161,13 @@ def _weights(quantity: Quantity, records: Sequence[RequestRecord], run: Run) -> 
     return np.asarray(found, dtype=np.float64)
 
 
+def _values(quantity: Quantity, records: Sequence[RequestRecord]) -> list[Sequence[float]]:
+    """Of each request; of one that failed nothing. Raises ValueError for what only a whole run has."""
+    if quantity.values is None:
+        raise ValueError(f"{quantity.name} has no values a request of its own")
+    return [quantity.values(record) if record.error is None else () for record in records]
+
+
 def _percentiles(
     quantity: Quantity, records: Sequence[RequestRecord], places: npt.NDArray[np.int64], draws: Values
 ) -> Drawn:
@@ -132,10 +176,8 @@ def _percentiles(
     Of each block there is the share of values above the median. As many blocks tell of the percentile as (Σ n)² / Σ n²
     of the numbers n above it: a tail that one burst made is one observation, however many requests were in the burst.
     """
-    if quantity.values is None:
-        raise ValueError(f"{quantity} has no values a request of its own")
     count = draws.shape[1]
-    lists = [quantity.values(record) if record.error is None else () for record in records]
+    lists = _values(quantity, records)
     values = np.asarray([value for part in lists for value in part], dtype=np.float64)
     blocks = np.repeat(places, [len(part) for part in lists])
     grid = np.unique(np.quantile(values, np.linspace(0, 1, GRID)) if values.size > GRID else values)

@@ -62,7 +62,11 @@ def differences(first: Sequence[Run], other: Sequence[Run]) -> list[Difference]:
         change = centers[1] - centers[0]
         first_value, other_value = (math.exp(center) if quantity.as_ratio else center for center in centers)
         interval = (change, change - margin, change + margin)
-        change, low, high = (math.exp(value) for value in interval) if quantity.as_ratio else interval
+        change, low, high = (
+            (math.exp(value) for value in interval)
+            if quantity.as_ratio
+            else (min(max(value, -1.0), 1.0) for value in interval)  # shares differ by no more
+        )
         found.append(Difference(quantity, first_value, other_value, change, low, high, told))
     return found
 

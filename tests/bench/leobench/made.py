@@ -77,9 +77,13 @@ def _record(
 
 
 def _samples(records: list[RequestRecord], until: float, slots: int) -> list[ServerSample]:
+    times = np.arange(0, until, 0.5)
+    sent, ended = (
+        np.searchsorted(np.sort([getattr(record, name) for record in records]), times, side="right")
+        for name in ("sent", "ended")
+    )
     samples = []
-    for time in np.arange(0, until, 0.5).tolist():
-        here = sum(record.sent <= time < record.ended for record in records)
+    for time, here in zip(times.tolist(), (sent - ended).tolist(), strict=True):
         running = min(slots, here)
         usage = running / slots
         samples.append(ServerSample(time, float(running), float(here - running), usage, preemptions=0.0))
