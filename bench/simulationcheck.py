@@ -4,9 +4,9 @@
 
 Calibrates (see `calibrate.py`), starts a server of the model, measures loads of one, 16 and 64 users with lengths that
 calibrating did not use, and simulates the same. Prints what differs; exit code 1 when throughput or a median latency is
-told more than 15% off. Each load has a seed of its own: of prompts that the server has met in the load before, its cache
-knows the beginnings, and the simulated one does not. Its figures are of this machine and hour: nothing else should run
-meanwhile.
+told more than 15% off. Each load has a seed of its own: of prompts that the server met in the load before, its cache
+would know the beginnings, and the simulated one does not. Its figures are of this machine and hour: nothing else should
+run meanwhile.
 """
 
 from __future__ import annotations
