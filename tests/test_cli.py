@@ -16,7 +16,8 @@ import torch
 
 import leoserve
 from leoserve.elsewhere import INSTEAD
-from leoserve.serve import StartError, bind, curl, listen
+from leoserve.listening import StartError, bind, listen
+from leoserve.serve import curl
 from leoserve.settings import Settings, flag
 from tests.checkpoints import random_weights, write_checkpoint, write_weights
 from tests.conftest import ROOT, clean_environment

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx2
@@ -20,8 +19,8 @@ import psutil
 import pytest
 
 from leoserve.engine.client import EngineClient
-from leoserve.lifecycle import Lifecycle, connections
-from leoserve.lifecycle import Server as HttpServer
+from leoserve.lifecycle import Front, Lifecycle
+from leoserve.webserver import connections
 from tests.checkpoints import write_checkpoint
 from tests.conftest import Serve, Server, clean_environment
 
@@ -157,13 +156,13 @@ serve.EngineClient = Engine
 """
 BUSY = """
 import asyncio
-def run(app, *others):
+def run(front, *others):
     begun = threading.Event()
     def work():
         begun.set()
         threading.Event().wait()
     async def live():
-        asyncio.ensure_future(app.state.context.threads.run(work))
+        asyncio.ensure_future(front.config.app.state.context.threads.run(work))
         await asyncio.to_thread(begun.wait)
         return 130
     return asyncio.new_event_loop().run_until_complete(live())
@@ -220,9 +219,9 @@ async def test_draining_that_goes_wrong_still_ends_the_server() -> None:
                 await asyncio.sleep(0)
 
     engine, http = Engine(), Http()
-    lifecycle = Lifecycle(cast(HttpServer, http), cast(EngineClient, engine), 1.0, lambda ready: None)
+    lifecycle = Lifecycle(cast(Front, http), cast(EngineClient, engine), 1.0, lambda ready: None)
     with pytest.raises(KeyError, match="a fault in draining"):
-        await asyncio.wait_for(lifecycle.live(cast(Any, SimpleNamespace())), 60)
+        await asyncio.wait_for(lifecycle.live([]), 60)
     assert engine.stopped == 1
 
 

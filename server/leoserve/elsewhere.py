@@ -13,6 +13,7 @@ INSTEAD = {
     "-tp": "use --tensor-parallel-size",
     "--pipeline-parallel-size": ONE_DEVICE,
     "--data-parallel-size": "start a server for each device, behind one address",
+    "--api-server-count": "use --api-workers",
     "--trust-remote-code": NO_CODE,
     "--quantization": QUANTIZED,
     "--kv-cache-dtype": "use --kv-dtype",

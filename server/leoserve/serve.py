@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -18,8 +17,10 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import leoserve
 from leoserve import checkpoint, demo, log
@@ -27,19 +28,22 @@ from leoserve.engine.client import EngineClient
 from leoserve.engine.request import Ready
 from leoserve.group import read_group
 from leoserve.keyfile import configured
+from leoserve.listening import StartError, bind, listen, loopback, reachable
 from leoserve.model.config import ModelConfig
 from leoserve.settings import Settings, unknown_variables
 from leoserve.text.template import ChatTemplate
 from leoserve.text.tokenizer import Tokenizer
+from leoserve.workers import WorkerFailed
+
+if TYPE_CHECKING:
+    from leoserve.api.threads import TextThreads
+    from leoserve.lifecycle import Front
 
 logger = logging.getLogger("leoserve")
 
-BACKLOG = 2048  # connections that may wait to be accepted
+__all__ = ["StartError", "serve"]
+
 DEMO_NAME = "leoserve-demo"
-
-
-class StartError(Exception):
-    """The server cannot start: one line that says what to do."""
 
 
 def serve(settings: Settings) -> int:
@@ -55,13 +59,14 @@ def serve(settings: Settings) -> int:
         logger.warning(line)
     read_group(os.environ).require_alone()
     keyed = bool(configured(settings))  # an unreadable key file is better known now than at the first request
-    with bind(settings.host, settings.port) as listener:
+    with ExitStack() as opened:
+        listener = opened.enter_context(bind(settings.host, settings.port))
         folder, names = locate(settings)
         ModelConfig.from_folder(folder)
         tokenizer = Tokenizer.load(folder)
         template = ChatTemplate.load(folder, settings.chat_template, tokenizer)
-        listen(listener)
-        tell_configuration(settings, folder, listener)
+        listeners = [opened.enter_context(one) for one in listen(listener, settings.api_workers)]
+        tell_configuration(settings, folder, listeners[0])
         progress = settings.log_format == "text"
         config = settings.engine_config(folder, tokenizer.id_ranges, progress=progress)
         engine = EngineClient(config, tokens=tokenizer.token_table(), stall_timeout=settings.stall_timeout)
@@ -70,29 +75,44 @@ def serve(settings: Settings) -> int:
                 engine.spawn()
             # The engine process is loading now; these imports happen meanwhile.
             from leoserve import lifecycle
-            from leoserve.api.app import create_app
-            from leoserve.api.context import ServerContext
-            from leoserve.metrics import Metrics
 
-            context = ServerContext(
-                settings=settings,
-                engine=engine,
-                tokenizer=tokenizer,
-                template=template,
-                model_ids=names,
-                created=int(time.time()),
-                metrics=Metrics(),
-            )
-            engine.on_step = context.metrics.step
+            front, threads = make_front(settings, engine, folder, names, tokenizer, template)
 
             def announce(ready: Ready) -> None:
-                tell_ready(settings, listener, names[0], template, ready, time.monotonic() - started, keyed)
+                seconds = time.monotonic() - started
+                tell_ready(settings, listeners[0], names[0], template, ready, seconds, keyed)
 
-            code = lifecycle.run(create_app(context), engine, listener, settings, announce)
+            code = lifecycle.run(front, engine, listeners, settings.shutdown_grace, announce)
+        except WorkerFailed as error:
+            raise StartError(str(error)) from None
         finally:
             with signals_held():
                 asyncio.run(engine.stop())  # again, and without effect, where the lifecycle came to its end
-    return lifecycle.leave(code, context.threads)
+    return lifecycle.leave(code, threads)
+
+
+def make_front(
+    settings: Settings,
+    engine: EngineClient,
+    folder: Path,
+    names: list[str],
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+) -> tuple[Front, TextThreads | None]:
+    """What answers clients, and the threads that work for it in this process."""
+    created = int(time.time())
+    if settings.api_workers > 1:
+        from leoserve.workers.supervisor import Workers
+
+        return Workers(settings, engine, folder, names, created), None
+    from leoserve.api.app import create_app
+    from leoserve.api.context import ServerContext
+    from leoserve.metrics import Metrics
+    from leoserve.webserver import web_server
+
+    context = ServerContext(settings, engine, tokenizer, template, names, created, Metrics())
+    engine.on_step = context.metrics.step
+    return web_server(create_app(context), settings), context.threads
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
@@ -115,44 +135,6 @@ def signals_held() -> Iterator[None]:
             signal.signal(number, action)
     for one in came:
         signal.raise_signal(one)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, IPv4 where a name has both. Raises StartError."""
-    try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise StartError(f"--host {host}: {error.strerror}") from None
-    family, *_, address = min(addresses)
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise StartError(cannot_bind(host, port, error)) from None
-    return listener
-
-
-def listen(listener: socket.socket) -> None:
-    """Open the socket to clients. Raises StartError when another server did so first."""
-    try:
-        listener.listen(BACKLOG)
-    except OSError as error:
-        host, port = listener.getsockname()[:2]
-        raise StartError(cannot_bind(host, port, error)) from None
-
-
-def cannot_bind(host: str, port: int, error: OSError) -> str:
-    match error.errno:
-        case errno.EADDRINUSE:
-            return f"port {port} on {host} is in use; stop what listens there, or choose another with --port"
-        case errno.EACCES:
-            return f"port {port} needs privileges; choose one from 1024 on with --port"
-        case errno.EADDRNOTAVAIL:
-            return f"--host {host}: this machine has no such address; 0.0.0.0 listens on all it has"
-        case _:
-            return f"cannot listen on {host} port {port}: {error.strerror}"
 
 
 def locate(settings: Settings) -> tuple[Path, list[str]]:
@@ -227,15 +209,3 @@ def curl(base: str, model: str, *, chat: bool, keyed: bool) -> str:
     key = ' -H "Authorization: Bearer $LEOSERVE_API_KEY"' if keyed else ""
     data = shlex.quote(json.dumps(body, ensure_ascii=False))
     return f"curl {base}/{path} -H 'Content-Type: application/json'{key} -d {data}"
-
-
-def reachable(listener: socket.socket) -> str:
-    """`address:port` that a client on this machine can use."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def loopback(listener: socket.socket) -> bool:
-    host = str(listener.getsockname()[0])
-    return host.startswith("127.") or host == "::1"

@@ -45,7 +45,7 @@ class EngineClient(Streams):
         self.failure: str | None = None
         self.restarts = 0
         self.on_step: Callable[[EngineStats], None] | None = None  # told of every step
-        self.on_change: Callable[[], None] | None = None  # told of every change of `state`
+        self.on_news: Callable[[], None] | None = None  # told whenever anything here may have changed by the engine
         self._connection: Connection | None = None
         self._restart: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()  # set, and replaced, at every change of state
@@ -121,6 +121,7 @@ class EngineClient(Streams):
         connection.listen(loop, self._take)
         watcher = threading.Thread(target=self._watch, args=(connection, loop), name="engine-watcher", daemon=True)
         watcher.start()
+        self._tell()
 
     def _take(self, message: FromEngine) -> None:
         if isinstance(message, StepOutputs):
@@ -143,6 +144,7 @@ class EngineClient(Streams):
                 self._enter("ready")
         else:
             self.failure = message.message
+        self._tell()
 
     def _watch(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: wait for the process to end, and tell the event loop."""
@@ -190,8 +192,11 @@ class EngineClient(Streams):
         self.state = state
         self._changed.set()
         self._changed = asyncio.Event()
-        if self.on_change is not None:
-            self.on_change()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.on_news is not None:
+            self.on_news()
 
 
 def _why(code: int) -> str:

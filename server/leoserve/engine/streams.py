@@ -138,7 +138,7 @@ class Streams(ABC):
     def begin(self, request: Request, stream: Stream) -> None:
         """Send a request; what comes for it goes to `stream`, until `end`. Raises EngineUnavailable or EngineDied."""
         if self.state != "ready":
-            raise EngineUnavailable(self.state, retry_after=5 if self.state == "loading" else 2)
+            raise unavailable(self.state)
         if request.request_id in self._streams:
             raise ValueError(f"request id {request.request_id!r} is in use")
         if not self._send(request):
@@ -198,6 +198,11 @@ class Streams(ABC):
         if self._unanswered is not None and self._unanswered[0] == request_id:
             other = next((name for name in self._streams if name != request_id), None)
             self._unanswered = None if other is None else (other, self._unanswered[1])
+
+
+def unavailable(state: State) -> EngineUnavailable:
+    """What a request is told in a state in which none is admitted."""
+    return EngineUnavailable(state, retry_after=5 if state == "loading" else 2)
 
 
 def stalled(since: float | None, timeout: float) -> bool:

@@ -64,6 +64,14 @@ class ServerOptions(BaseModel):
         "Path under which a proxy serves this server, such as /llm. Set it when the proxy strips that path.",
         metavar="PATH",
     )
+    api_workers: int = option(
+        1,
+        "Server",
+        "Processes that answer HTTP, in front of one engine. Raise it where one no longer keeps up with the tokens of "
+        "a fast GPU, at some 50,000 a second; it must have a core for each.",
+        ge=1,
+        le=64,
+    )
     keep_alive: float = option(
         15.0,
         "Server",
