@@ -2,11 +2,12 @@
 #   make serve   installs into .venv and serves the demo model at http://127.0.0.1:8000 (flags: make serve ARGS="--port 9000")
 #   make test    installs what tests need and runs them all
 #   make lint    style, types and the import contract
+#   make lock    pins what images hold, anew, to the newest of all that pyproject.toml allows
 #   make clean   removes .venv and caches
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: serve test lint format clean
+.PHONY: serve test lint format lock clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -29,6 +30,10 @@ lint: .venv/installed-test
 format: .venv/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lock: .venv/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python deploy/lock.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
