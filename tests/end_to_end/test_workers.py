@@ -296,12 +296,46 @@ def test_a_signal_drains_all_workers_and_a_second_one_ends_them(serve: Serve, fo
         assert server.stderr.count(line) <= 2
 
 
-def test_nothing_outlives_a_server_that_is_killed_and_a_port_it_has_is_taken(serve: Serve, folder: Path) -> None:
-    server = serve(folder, *options())
+def test_a_worker_that_hangs_is_replaced_and_an_engine_that_hangs_is_told_by_all_workers(
+    serve: Serve, folder: Path
+) -> None:
+    server = serve(folder, *options("--stall-timeout", "3"))
+    hanging = workers(server)[0]
+    watchers = at_each(server)
+    stream = watchers[1].stream(3000)
+    engine(server).suspend()
+    hanging.suspend()
+    server.wait_for("API worker 1 has hung for 3 s")
+    watchers = at_each(server)
+    assert hanging.pid not in {one.pid for one in workers(server)}
+    for watcher in watchers:
+        while watcher.get("/health")[0] == 200:
+            time.sleep(0.02)
+    engine(server).resume()
+    for watcher in watchers:
+        while watcher.get("/health")[0] == 503:
+            time.sleep(0.02)
+    stream.close()
+    kill_and_see_the_end(server)
+
+
+def test_a_port_that_workers_have_is_taken_for_others(serve: Serve, server: Server, folder: Path) -> None:
     port = urlsplit(server.url).port
     second = serve(folder, *options("--port", str(port)), wait=False)
     assert second.process.wait(PATIENCE) == 2
     assert f"port {port} on 127.0.0.1 is in use" in second.stderr
+
+
+def test_a_server_that_has_drained_all_its_workers_ends_with_0(server: Server, clients: list[Client]) -> None:
+    """The last of the tests that share this server."""
+    streams = [client.stream(40) for client in clients]
+    server.process.send_signal(signal.SIGTERM)
+    assert all(stream.read().endswith(b"data: [DONE]\n\n") for stream in streams)
+    assert server.process.wait(PATIENCE) == 0
+
+
+def kill_and_see_the_end(server: Server) -> None:
+    """Nothing outlives a server that is killed."""
     children = psutil.Process(server.process.pid).children(recursive=True)
     assert len(children) == WORKERS + 1
     server.process.kill()

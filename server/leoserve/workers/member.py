@@ -54,7 +54,7 @@ class Member:
         self._engine = engine
         self._changed = changed
         self._line: Line[ToSupervisor] | None = None
-        self._requests: set[str] = set()
+        self._requests: dict[str, Relay] = {}
         self._waiting: list[TokenOutput] = []  # to be sent
         self._state: EngineState | None = None  # as it was last told
 
@@ -93,7 +93,7 @@ class Member:
         if line is not None:
             line.close()
         self._waiting.clear()
-        cut_off = len(self._requests)
+        cut_off = sum(len(relay.open) for relay in self._requests.values())
         for request_id in list(self._requests):
             self._engine.abort(request_id)
         self._changed()
@@ -130,7 +130,7 @@ class Member:
 
     def end(self, request_id: str) -> None:
         """All choices of this request have ended."""
-        self._requests.discard(request_id)
+        self._requests.pop(request_id, None)
         self._engine.end(request_id)
 
     def kill(self) -> None:
@@ -143,8 +143,9 @@ class Member:
                 self._engine.abort(message.request_id, message.index)
         else:
             try:
-                self._engine.begin(message, Relay(self, message))
-                self._requests.add(message.request_id)
+                relay = Relay(self, message)
+                self._engine.begin(message, relay)
+                self._requests[message.request_id] = relay
             except EngineError as error:
                 self.tell_failure(message.request_id, error)
         self._changed()

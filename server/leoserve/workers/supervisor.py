@@ -24,7 +24,7 @@ logger = logging.getLogger("leoserve.workers")
 
 CLOSE_SECONDS = 8  # for workers to end: more than a web server takes to let the last bytes leave
 LAST_WORDS_SECONDS = 3  # the same after a second signal
-LONGEST_BACKOFF = 30.0  # seconds between two attempts to restart a worker that does not come up
+LONGEST_BACKOFF = 2.0  # seconds between a worker's end and its restart: those whom the kernel sends there wait
 STABLE_AFTER = 60.0  # seconds of life after which a death counts as the first one again
 HOPELESS_AFTER = 5  # starts of a worker in a row that failed: from then on the server is not healthy
 LONGEST_WATCH = 5.0  # seconds between two looks at the workers' pulses
@@ -105,7 +105,7 @@ class Workers:
     async def _keep(self, member: Member, listener: socket.socket) -> None:
         """Have a worker on this socket, one after the other, until the end."""
         launch = msgspec.structs.replace(self._launch, row=member.row, listener=listener.fileno())
-        backoff = 0.0
+        backoff, ever_answered = 0.0, False
         while not self.should_exit:
             begun = time.monotonic()
             fate = await self._live(member, launch)
@@ -115,8 +115,9 @@ class Workers:
             self._ledger.forgive(member.row)
             if self.should_exit:
                 return
-            if not answered and member.life <= 1:
-                self._failure = WorkerFailed(f"API worker {member.row} {fate}; what it said is above")
+            ever_answered = ever_answered or answered
+            if not ever_answered:
+                self._failure = WorkerFailed(f"API worker {member.row} {fate} before it had answered")
                 self.should_exit = True
                 return
             self._failed_starts[member.row] = 0 if answered else self._failed_starts[member.row] + 1
