@@ -10,6 +10,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from operator import attrgetter
 
 from leobench.records import RequestRecord, ServerSample
 from leobench.simulate.replica import Answer, Replica
@@ -21,6 +22,7 @@ ERRORS = {"overloaded": "http 429", "never_fits": "http 400"}
 REFUSAL = 2e-3  # seconds until a client knows that it was refused
 MOST_SAMPLES = 1000  # of each replica; when there are as many, every other one goes
 
+READY = attrgetter("ready")
 Action = Callable[[float], None]  # is given the time
 
 
@@ -46,12 +48,12 @@ class Cluster:
         """Until nothing is left to happen; the seconds until the last answer's end."""
         self.at(0.0, self._sample)
         while True:
-            first = min((replica for replica in self.replicas if replica.busy), key=_ready, default=None)
+            first = min(self.replicas, key=READY)
             until = self._events[0][0] if self._events else math.inf
-            if self._events and (first is None or until <= first.ready):
+            if self._events and until <= first.ready:
                 when, _, action = heapq.heappop(self._events)
                 action(when)
-            elif first is not None:
+            elif first.busy:
                 for answer in first.advance(until):
                     self.at(answer.token_times[-1], self._ends.pop(answer))
             else:
@@ -118,10 +120,6 @@ class Cluster:
             self._sample_every *= 2
         if self._events or any(replica.busy for replica in self.replicas):
             self.at(now + self._sample_every, self._sample)
-
-
-def _ready(replica: Replica) -> float:
-    return replica.ready
 
 
 def _fill(record: RequestRecord, answer: Answer, now: float) -> None:

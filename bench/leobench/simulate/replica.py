@@ -166,6 +166,7 @@ class Replica:
     def __init__(self, model: CostModel, setup: Setup) -> None:
         self.setup = setup
         self.clock = Clock()
+        self.ready = math.inf  # until then it is known what happens here, unless a request comes before
         self._foreseen: list[Moment] = []
         self._out = 0.0  # when the API process will have sent all that it was given
         self._sent: list[float] = []  # by completed step: when its tokens were out
@@ -194,11 +195,6 @@ class Replica:
     def busy(self) -> bool:
         return self.scheduler.has_work
 
-    @property
-    def ready(self) -> float:
-        """Until when it is known what happens here, unless a request comes before."""
-        return self._foreseen[-1].now if self._foreseen else self.clock.now
-
     def submit(self, number: int, prompt: list[int], answer: list[int], when: float) -> Answer:
         """A request that reaches the engine at `when`: queued, or refused at once, as by the server."""
         made = Answer(len(prompt))
@@ -216,6 +212,7 @@ class Replica:
         self.device.answers[number] = answer
         self.loop.submit(request)
         self.loop.receive()
+        self.ready = self.clock.now
         return made
 
     def advance(self, until: float = math.inf) -> list[Answer]:
@@ -230,9 +227,11 @@ class Replica:
         if turns:
             self._foreseen = self.device.foresee(turns, self.setup.ahead, until)
         if self._foreseen:
+            self.ready = self._foreseen[-1].now
             return []
         if not self.loop.step():
             raise RuntimeError("the scheduler has work and plans none of it")
+        self.ready = self.clock.now if self.busy else math.inf
         finished, self._finished = self._finished, []
         return finished
 

@@ -62,6 +62,7 @@ class Roofline:
         numbers = 8 * hidden + 3 * inner / parallel + 2 * (query + 2 * key_value) / parallel
         self._between_seconds = numbers * placement.itemsize / (gpu.bandwidth * own.between_bytes)
         self._layers: dict[int, float] = {}  # by tokens: a layer without its attention
+        self._heads: dict[int, float] = {}  # by rows that are sampled
 
     def cost(self, work: Work) -> Cost:
         own, config = self.efficiencies, self.placement.config
@@ -73,9 +74,7 @@ class Roofline:
             layer += own.prefill_start + pairs * self._pair_seconds
         device = config.num_layers * layer
         if work.sampled:
-            logits = work.sampled * config.vocab_size * 4
-            device += self._product(work.sampled, *self._head)
-            device += own.sampling_start + 2 * logits / (self.gpu.bandwidth * own.between_bytes)
+            device += self._sampling(work.sampled)
         launch = own.launch_layer * config.num_layers if work.prefills else 0.0
         return Cost(own.plan, launch, device)
 
@@ -88,6 +87,17 @@ class Roofline:
             found += 4 * own.between_start + tokens * self._between_seconds
             found += 2 * self._all_reduce(tokens)
             self._layers[tokens] = found
+        return found
+
+    def _sampling(self, rows: int) -> float:
+        """Seconds of the head's product, and of choosing a token for each row."""
+        found = self._heads.get(rows)
+        if found is None:
+            own = self.efficiencies
+            logits = rows * self.placement.config.vocab_size * 4
+            found = self._product(rows, *self._head)
+            found += own.sampling_start + 2 * logits / (self.gpu.bandwidth * own.between_bytes)
+            self._heads[rows] = found
         return found
 
     def _product(self, tokens: int, columns: int, rows: int) -> float:

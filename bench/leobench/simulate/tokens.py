@@ -22,7 +22,9 @@ def segment(name: str, length: int) -> list[int]:
 
 def prompt_ids(planned: Planned) -> list[int]:
     """The whole prompt: what it shares with others, then what is its own."""
-    ids = [token for name, tokens in planned.prefix for token in segment(name, tokens)]
+    ids: list[int] = []
+    for name, tokens in planned.prefix:
+        ids += segment(name, tokens)
     length = planned.prompt_tokens or len(ids) or 1
     return ids[:length] + segment(f"own/{planned.index}", length - len(ids))
 

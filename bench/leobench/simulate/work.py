@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from leoserve.model.step import Step
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(Struct, frozen=True, gc=False):  # one is made for every step
     """One step. Rows that decode compute one token each."""
 
     decode_rows: int
@@ -19,11 +19,12 @@ class Work:
 
     @property
     def tokens(self) -> int:
+        if not self.prefills:
+            return self.decode_rows
         return self.decode_rows + sum(count for count, _ in self.prefills)
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(Struct, frozen=True, gc=False):
     """Seconds of a step.
 
     The host plans, then launches; the device computes from the launch's beginning, or from the end of the step before,
