@@ -16,10 +16,9 @@
 
 namespace {
 
-constexpr int PIECE = 64;                        // keys
-constexpr int VECTORS = LANES == 16 ? 4 : 2;     // of sums for each query at a time
-constexpr int MOST_QUERIES = LANES == 16 ? 6 : 4;  // times VECTORS sums, and what they need, fit into the registers
-constexpr int STRIP = VECTORS * LANES;           // keys, or dimensions, that the sums cover
+constexpr int PIECE = 64;                          // keys
+constexpr int MOST_VECTORS = LANES == 16 ? 4 : 2;  // of sums for each query at a time
+constexpr int MOST_QUERIES = LANES == 16 ? 6 : 4;  // times so many sums, and what they need, fit into the registers
 
 // The queries of a task: of row `row`, from pair `first` on; pair i is head i % group of token i / group.
 struct Tile {
@@ -46,75 +45,84 @@ struct Walk {
     }
 };
 
-// scores [QUERIES][PIECE]: of `keys` keys, a multiple of LANES, lying `size` apart from dimension to dimension.
-template <class T, int QUERIES>
-void score(const float* query, const T* keys, long size, long dim, long count, float (*scores)[PIECE]) {
-    for (long begin = 0; begin < count; begin += STRIP) {
-        const int vectors = (int)std::min((long)VECTORS, (count - begin) / LANES);
-        Floats sums[QUERIES][VECTORS];
+// VECTORS vectors of consecutive elements; see Pair for which of them is where.
+template <class T, int VECTORS>
+static inline void widen_all(const T* from, Floats* to) {
+    if constexpr (VECTORS == 1) {
+        to[0] = Stored<T>::widen(from);
+    } else {
 #pragma GCC unroll 8
-        for (int q = 0; q < QUERIES; q++)
-#pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++) sums[q][v] = Floats{};
-        if (vectors == VECTORS) {
-            for (long d = 0; d < dim; d++) {
-                Floats k[VECTORS];
-#pragma GCC unroll 8
-                for (int v = 0; v < VECTORS; v++) k[v] = Stored<T>::widen(keys + d * size + begin + v * LANES);
-#pragma GCC unroll 8
-                for (int q = 0; q < QUERIES; q++) {
-                    const Floats one = all(query[q * dim + d]);
-#pragma GCC unroll 8
-                    for (int v = 0; v < VECTORS; v++) sums[q][v] = fma(one, k[v], sums[q][v]);
-                }
-            }
-        } else {
-            for (int v = 0; v < vectors; v++)
-                for (long d = 0; d < dim; d++) {
-                    const Floats k = Stored<T>::widen(keys + d * size + begin + v * LANES);
-#pragma GCC unroll 8
-                    for (int q = 0; q < QUERIES; q++) sums[q][v] = fma(all(query[q * dim + d]), k, sums[q][v]);
-                }
-        }
-#pragma GCC unroll 8
-        for (int q = 0; q < QUERIES; q++)
-            for (int v = 0; v < vectors; v++) store(scores[q] + begin + v * LANES, sums[q][v]);
+        for (int v = 0; v < VECTORS; v += 2) Pair<T>::widen(from + v * LANES, to[v], to[v + 1]);
     }
 }
 
-// mixed [QUERIES][dim] = mixed * kept + shares × values; the first `count` values, [dim] each.
-template <class T, int QUERIES>
-void mix(float (*shares)[PIECE], const float* kept, const T* values, long dim, long from, long count, float* mixed) {
-    for (long begin = 0; begin < dim; begin += STRIP) {
-        const int vectors = (int)std::min((long)VECTORS, (dim - begin) / LANES);
-        Floats sums[QUERIES][VECTORS];
+// sums [QUERIES][VECTORS] += for each of `count` steps the step's factor for each query, `stride` apart, times VECTORS
+// vectors of `from`, `apart` elements on with each step.
+template <class T, int QUERIES, int VECTORS>
+static inline void add_up(const float* factors, long stride, const T* from, long apart, long count,
+                          Floats (*sums)[VECTORS]) {
+    for (long step = 0; step < count; step++) {
+        Floats x[VECTORS];
+        widen_all<T, VECTORS>(from + step * apart, x);
 #pragma GCC unroll 8
-        for (int q = 0; q < QUERIES; q++)
-            for (int v = 0; v < vectors; v++) sums[q][v] = load<Floats>(mixed + q * dim + begin + v * LANES) * kept[q];
-        if (vectors == VECTORS) {
-            for (long key = from; key < count; key++) {
-                Floats value[VECTORS];
+        for (int q = 0; q < QUERIES; q++) {
+            const Floats one = all(factors[q * stride + step]);
 #pragma GCC unroll 8
-                for (int v = 0; v < VECTORS; v++) value[v] = Stored<T>::widen(values + key * dim + begin + v * LANES);
-#pragma GCC unroll 8
-                for (int q = 0; q < QUERIES; q++) {
-                    const Floats one = all(shares[q][key]);
-#pragma GCC unroll 8
-                    for (int v = 0; v < VECTORS; v++) sums[q][v] = fma(one, value[v], sums[q][v]);
-                }
-            }
-        } else {
-            for (long key = from; key < count; key++)
-                for (int v = 0; v < vectors; v++) {
-                    const Floats value = Stored<T>::widen(values + key * dim + begin + v * LANES);
-#pragma GCC unroll 8
-                    for (int q = 0; q < QUERIES; q++) sums[q][v] = fma(all(shares[q][key]), value, sums[q][v]);
-                }
+            for (int v = 0; v < VECTORS; v++) sums[q][v] = fma(one, x[v], sums[q][v]);
         }
-#pragma GCC unroll 8
-        for (int q = 0; q < QUERIES; q++)
-            for (int v = 0; v < vectors; v++) store(mixed + q * dim + begin + v * LANES, sums[q][v]);
     }
+}
+
+// The scores of VECTORS vectors of keys, to `scores` [QUERIES][PIECE].
+template <class T, int QUERIES, int VECTORS>
+void score_some(const float* query, const T* keys, long size, long dim, float* scores) {
+    Floats sums[QUERIES][VECTORS] = {};
+    add_up<T, QUERIES, VECTORS>(query, dim, keys, size, dim, sums);
+#pragma GCC unroll 8
+    for (int q = 0; q < QUERIES; q++) {
+        float* to = scores + q * PIECE;
+        if constexpr (VECTORS == 1) {
+            store(to, sums[q][0]);
+        } else {
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v += 2) Pair<T>::in_order(to + v * LANES, sums[q][v], sums[q][v + 1]);
+        }
+    }
+}
+
+// scores [QUERIES][PIECE]: of `count` keys, a multiple of LANES, lying `size` apart from dimension to dimension.
+template <class T, int QUERIES>
+void score(const float* query, const T* keys, long size, long dim, long count, float (*scores)[PIECE]) {
+    long at = 0;
+    for (; at + MOST_VECTORS * LANES <= count; at += MOST_VECTORS * LANES)
+        score_some<T, QUERIES, MOST_VECTORS>(query, keys + at, size, dim, scores[0] + at);
+    for (; at + 2 * LANES <= count; at += 2 * LANES)
+        score_some<T, QUERIES, 2>(query, keys + at, size, dim, scores[0] + at);
+    if (at < count) score_some<T, QUERIES, 1>(query, keys + at, size, dim, scores[0] + at);
+}
+
+// VECTORS vectors of dimensions of `mixed` [QUERIES][dim], which keeps them as Pair reads them.
+template <class T, int QUERIES, int VECTORS>
+void mix_some(const float* shares, const float* kept, const T* values, long dim, long count, float* mixed) {
+    Floats sums[QUERIES][VECTORS];
+#pragma GCC unroll 8
+    for (int q = 0; q < QUERIES; q++)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) sums[q][v] = load<Floats>(mixed + q * dim + v * LANES) * kept[q];
+    add_up<T, QUERIES, VECTORS>(shares, PIECE, values, dim, count, sums);
+#pragma GCC unroll 8
+    for (int q = 0; q < QUERIES; q++)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) store(mixed + q * dim + v * LANES, sums[q][v]);
+}
+
+// mixed [QUERIES][dim] = mixed * kept + shares × values: of `count` values, [dim] each. dim is a multiple of 2 LANES.
+template <class T, int QUERIES>
+void mix(const float* shares, const float* kept, const T* values, long dim, long count, float* mixed) {
+    long at = 0;
+    for (; at + MOST_VECTORS * LANES <= dim; at += MOST_VECTORS * LANES)
+        mix_some<T, QUERIES, MOST_VECTORS>(shares, kept, values + at, dim, count, mixed + at);
+    for (; at < dim; at += 2 * LANES) mix_some<T, QUERIES, 2>(shares, kept, values + at, dim, count, mixed + at);
 }
 
 // Scores into shares: exponentials of what is seen, with the largest score and their sum kept up. `keys` keys from
@@ -177,12 +185,16 @@ void attend(const LeoAttention& job, const Tile& tile) {
         for (int q = 0; q < QUERIES; q++)
             kept[q] = soften<T>(scores[q], begin, up, walk.first_seen(q), walk.position(q), peak[q], total[q]);
         // What nobody sees may be anything, NaN too, and a share of 0 would not keep it out.
-        mix<T, QUERIES>(scores, kept, values, dim, std::max(0L, first - begin), seen, mixed);
+        const long from = std::max(0L, first - begin);
+        mix<T, QUERIES>(scores[0] + from, kept, values + from * dim, dim, seen - from, mixed);
     }
     for (int q = 0; q < QUERIES; q++) {
         T* out = (T*)job.out + walk.element(q);
         const Floats share = all(1.0f / total[q]);
-        for (long d = 0; d < dim; d += LANES) Stored<T>::narrow(out + d, load<Floats>(mixed + q * dim + d) * share);
+        for (long d = 0; d < dim; d += 2 * LANES) {
+            const float* both = mixed + q * dim + d;
+            Pair<T>::narrow(out + d, load<Floats>(both) * share, load<Floats>(both + LANES) * share);
+        }
     }
 }
 

@@ -94,6 +94,58 @@ struct Stored<BFloat16> {
     static inline float round(float x) { return same_bits<float>(rounded_bits(x) & 0xFFFF0000u); }
 };
 
+// Two vectors at once, of consecutive elements: `first` and `second` are the two halves of them for float32, and the
+// even and the odd ones for bfloat16, where they are read and written with the fewest instructions that way.
+template <class T>
+struct Pair;
+
+template <>
+struct Pair<float> {
+    static inline void widen(const float* from, Floats& first, Floats& second) {
+        first = load<Floats>(from);
+        second = load<Floats>(from + LANES);
+    }
+    static inline void narrow(float* to, Floats first, Floats second) {
+        store(to, first);
+        store(to + LANES, second);
+    }
+    static inline void in_order(float* to, Floats first, Floats second) { narrow(to, first, second); }
+};
+
+template <>
+struct Pair<BFloat16> {
+    static inline void widen(const BFloat16* from, Floats& first, Floats& second) {
+        const Words both = load<Words>(from);
+        first = same_bits<Floats>(both << 16);
+        second = same_bits<Floats>(both & 0xFFFF0000u);
+    }
+    static inline void narrow(BFloat16* to, Floats first, Floats second) {
+        store(to, rounded_bits(first) >> 16 | (rounded_bits(second) & 0xFFFF0000u));
+    }
+    // As float32, in the order of the elements.
+    static inline void in_order(float* to, Floats first, Floats second) {
+        Words low, high;
+        for (uint32_t lane = 0; lane < LANES; lane++) {
+            low[lane] = lane / 2 + lane % 2 * LANES;
+            high[lane] = low[lane] + LANES / 2;
+        }
+        store(to, shuffled(first, second, low));
+        store(to + LANES, shuffled(first, second, high));
+    }
+
+private:
+    static inline Floats shuffled(Floats first, Floats second, Words lanes) {
+#if defined(__clang__)
+        Floats out;
+        for (int lane = 0; lane < LANES; lane++)
+            out[lane] = lanes[lane] < LANES ? first[lanes[lane]] : second[lanes[lane] - LANES];
+        return out;
+#else
+        return __builtin_shuffle(first, second, lanes);
+#endif
+    }
+};
+
 // a * b + c, rounded once where the processor can; never left to the compiler, so that every kernel rounds alike.
 static inline Floats fma(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
