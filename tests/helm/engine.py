@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import helm_python
 import yaml
 from helm_python import _native
 
 from tests.conftest import ROOT
+
+if TYPE_CHECKING:
+    from tests.helm.cluster import Cluster
 
 CHART = ROOT / "helm" / "leoserve"
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
@@ -148,6 +151,17 @@ def render(
     notes = "".join(text for path, text in texts.items() if path.endswith("NOTES.txt"))
     manifests = [text for path, text in sorted(texts.items()) if path.endswith((".yaml", ".yml"))]
     return Rendering(tuple(one for text in manifests for one in parse(text)), notes)
+
+
+def config(cluster: Cluster, namespace: str = NAMESPACE, storage_driver: str = "memory") -> helm_python.Config:
+    """Helm, connected to the cluster without its usual patience; it keeps its releases in `memory` or in a `secret`."""
+    return helm_python.Config(
+        kubeconfig_content=cluster.kubeconfig(namespace),
+        namespace=namespace,
+        storage_driver=storage_driver,
+        qps=1000.0,
+        burst_limit=1000,
+    )
 
 
 def example(name: str) -> dict[str, Any]:

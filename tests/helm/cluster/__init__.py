@@ -30,6 +30,15 @@ EVERY_GROUP = (
 )
 
 
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # Helm opens many connections at once, and one that is turned away waits for seconds
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.cluster = cluster
+
+
 class Cluster:
     """A cluster that serves on loopback while its `with` lasts.
 
@@ -47,9 +56,7 @@ class Cluster:
         self.store = Store(version)
         self.resources = served(groups)
         self.requests: list[str] = []
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self._http.cluster = self  # type: ignore[attr-defined]
+        self._http = _Listener(self)
         for name, labels in (namespaces or {}).items():
             self.add({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
 

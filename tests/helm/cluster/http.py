@@ -27,6 +27,8 @@ class Handler(BaseHTTPRequestHandler):
     """One connection of a client."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer is one packet
+    disable_nagle_algorithm = True
 
     @property
     def cluster(self) -> Cluster:
@@ -86,6 +88,9 @@ class Handler(BaseHTTPRequestHandler):
         document = self._about()
         if document is not None:
             return document
+        if self.parts == ["openapi", "v2"]:
+            self._text("", "application/com.github.proto-openapi.spec.v2.v1.0+protobuf")  # of no kind at all
+            return None
         resource, namespace, name, part = self._place()
         if part == "log":
             self._text(f"log of {name}\n")
@@ -95,8 +100,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.query.get("watch") in ("true", "1"):
             self._watch(resource, namespace)
             return None
-        items = [one for one in self.cluster.store.within(resource, namespace) if self._selected(one)]
+        # The version first: what changes meanwhile is seen twice by a watch from there on, and never missed.
         metadata = {"resourceVersion": str(self.cluster.store.count)}
+        items = [one for one in self.cluster.store.within(resource, namespace) if self._selected(one)]
         kind = {"kind": f"{resource.kind}List", "apiVersion": resource.api_version}
         return {**kind, "metadata": metadata, "items": items}
 
@@ -157,6 +163,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+        self.wfile.flush()
         for event in store.changes(resource, namespace, seen, WATCH_SECONDS):
             if self._selected(event.object):
                 self._chunk(json.dumps({"type": event.kind, "object": event.object}).encode() + b"\n")
@@ -164,10 +171,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+        self.wfile.flush()
 
-    def _text(self, text: str) -> None:
+    def _text(self, text: str, media_type: str = "text/plain") -> None:
         self.send_response(200)
-        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Type", media_type)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text.encode())
