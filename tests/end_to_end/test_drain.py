@@ -93,10 +93,11 @@ def engine_of(server: Server) -> int:
     return next(child.pid for child in children if "leoserve.engine.process" in child.cmdline())
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 async def test_all_that_was_asked_before_the_signal_is_answered_and_nothing_after_it_is(
-    serve: Serve, checkpoint: Path
+    serve: Serve, checkpoint: Path, workers: str
 ) -> None:
-    server = serve(checkpoint, "--num-kv-blocks", "512", "--max-num-seqs", str(PLACES))
+    server = serve(checkpoint, "--num-kv-blocks", "512", "--max-num-seqs", str(PLACES), "--api-workers", workers)
     async with client(server) as http:
 
         async def admitted() -> bool:
