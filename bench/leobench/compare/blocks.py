@@ -21,6 +21,7 @@ from leobench.summary import e2e, good, measured
 
 MOST_BLOCKS, FEWEST_BLOCKS = 20, 8
 ANSWERS_A_BLOCK = 5  # in time: a block is at least as long as so many median answers, as far as there is time
+NEARLY_ALL = 0.95  # of the requests: so many ended within the measured time, where none was left to itself
 DRAWS = 1000
 GRID = 2000  # points between which a drawn percentile is interpolated
 
@@ -33,9 +34,9 @@ class Blocks:
     Two open loops with the same load and workload sent the same requests at the same times: their blocks belong
     together and are drawn in pairs, by which what both have in common cancels out.
 
-    A request belongs to the block of its end; to that of its arrival where runs are paired, and for an open loop's
-    throughput: that differs from run to run as the arrivals do, and a full server, whose answers end at an even pace,
-    would hide how much.
+    A request belongs to the block of its end; to that of its arrival where runs are paired, and for the throughput of
+    an open loop that was answered to its end: that differs from run to run as the arrivals do, and a full server, whose
+    answers end at an even pace, would hide how much.
     """
 
     def __init__(self, first: Run, other: Run) -> None:
@@ -43,7 +44,11 @@ class Blocks:
         is_open = all("concurrency" not in run.load for run in self.runs)
         self.paired = is_open and first.load == other.load and first.workload == other.workload
         self.records = [measured(run) for run in self.runs]
-        self.by_arrival = QUANTITIES if self.paired else (OUTPUT, ANSWERS) if is_open else ()
+        answered = all(
+            len(records) >= NEARLY_ALL * sum(not record.warmup for record in run.requests)
+            for run, records in zip(self.runs, self.records, strict=True)
+        )
+        self.by_arrival = QUANTITIES if self.paired else (OUTPUT, ANSWERS) if is_open and answered else ()
         self.count = min(_blocks(run, records) for run, records in zip(self.runs, self.records, strict=True))
         random = np.random.default_rng(0)  # the same files always compare the same
         even = np.full(self.count, 1 / self.count)
@@ -129,14 +134,14 @@ def independent(blocks: Values) -> float:
     """How many independent blocks tell as much as these: n (1 - r) / (1 + r) with r the correlation of neighbours.
 
     A queue that builds up over the whole run makes of many blocks hardly more than one observation. In few blocks their
-    correlation looks smaller than it is, by (1 + 3 r) / n (Kendall, Biometrika 41, 1954), which is added here.
+    correlation looks smaller than it is, by (1 + 4 r) / n (Marriott and Pope, Biometrika 41, 1954): that is undone here.
     """
     centered = blocks - blocks.mean()
     total = float(centered @ centered)
     if total == 0:
         return float(blocks.size)
     correlation = float(centered[1:] @ centered[:-1]) / total
-    correlation += (1 + 3 * correlation) / blocks.size
+    correlation = (blocks.size * correlation + 1) / (blocks.size - 4)  # there are never fewer than FEWEST_BLOCKS
     correlation = min(max(0.0, correlation), 1.0)
     return max(2.0, blocks.size * (1 - correlation) / (1 + correlation))
 

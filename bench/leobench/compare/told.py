@@ -16,7 +16,7 @@ WITHIN = (
     "One run a side: the spread is the one within the runs, by blocks of time. What changes only from run to run "
     "does not show in it; repeat the runs to be sure."
 )
-FEW = 5
+FEW = 3
 DRIFT = "neighbouring blocks hang together, as when a queue builds up over the run, so that one run says little."
 
 

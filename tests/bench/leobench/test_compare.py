@@ -14,10 +14,11 @@ import pytest
 from leobench import cli
 from leobench.compare.blocks import Blocks, independent
 from leobench.compare.differences import Difference, differences
+from leobench.compare.quantities import ANSWERS
 from leobench.compare.sides import unfair
 from leobench.compare.student import student, welch
 from leobench.records import Run, Slo, Sweep, write
-from leobench.summary import summarize
+from leobench.summary import measured, summarize
 
 from . import made
 from .browser import CHROMIUM, Browser
@@ -44,6 +45,17 @@ def test_equal_sides_show_a_difference_about_as_often_as_the_interval_says(repea
     assert len(shown) == 11
     assert 0.01 < shown.total() / (11 * SEEDS) < 0.08
     assert max(shown.values()) / SEEDS < 0.15
+
+
+def test_a_server_at_its_limit_is_not_said_to_differ_from_itself() -> None:
+    """Where the queue wanders over the whole run, which is when one run says the least."""
+    shown: Counter[str] = Counter()
+    for seed in range(40):
+        found = differences(*([short(2 * seed + side, rate=40.0, slots=6, seconds=30.0)] for side in (0, 1)))
+        shown.update(each.quantity.name for each in found if each.verdict != "no difference shown")
+    waits = ("TTFT p50", "TTFT p99", "end to end p50", "end to end p99", "goodput")
+    assert sum(shown[name] for name in waits) / (len(waits) * 40) <= 0.06
+    assert max(shown.values()) / 40 <= 0.1
 
 
 @pytest.mark.parametrize("repeated", [1, 3], ids=["one run a side", "three runs a side"])
@@ -119,6 +131,43 @@ def test_blocks_that_hang_together_count_as_few() -> None:
     assert independent(np.arange(20.0)) < 3
     assert np.mean([independent(random.normal(size=20)) for _ in range(200)]) > 15
     assert independent(np.zeros(20)) == 20
+
+
+def test_the_correlation_of_few_blocks_is_not_taken_for_smaller_than_it_is() -> None:
+    """Blocks of which each is 0.8 times the one before and something new: of 20, 2.2 independent ones are left."""
+    random = np.random.default_rng(0)
+    counts = []
+    for _ in range(400):
+        blocks = [random.normal() / 0.6]
+        while len(blocks) < 20:
+            blocks.append(0.8 * blocks[-1] + random.normal())
+        counts.append(independent(np.array(blocks)))
+    assert np.median(counts) == pytest.approx(20 * (1 - 0.8) / (1 + 0.8), rel=0.2)
+
+
+def test_goodput_has_no_more_blocks_than_the_waits_that_decide_it() -> None:
+    """All requests of one run are good and none of the other's: that says nothing of how far the queue wandered."""
+    first, other = (short(seed, rate=60.0, slots=6, seconds=30.0, faults=0.0) for seed in (1, 2))
+    first.slo = other.slo = Slo(ttft=1000.0)
+    goodput = by_name(differences([first], [other]))["goodput"]
+    assert goodput.blocks == by_name(differences([first], [other]))["TTFT p50"].blocks
+    assert goodput.blocks is not None
+    assert goodput.blocks < 3
+
+
+def test_an_open_loops_throughput_varies_as_its_arrivals_do() -> None:
+    """Answers of a full server end at an even pace, which says nothing of how many there might have been."""
+    runs = [short(seed, faults=0.0) for seed in (1, 2)]
+    for run in runs:
+        counted = measured(run)
+        ends = np.linspace(run.measured_from, run.measured_until, len(counted)).tolist()
+        for record, ended in zip(counted, ends, strict=True):
+            record.ended = ended
+    margin, _ = Blocks(*runs).margin(ANSWERS)
+    for run in runs:
+        run.load = {"pattern": "closed", "concurrency": 6}
+    even, _ = Blocks(*runs).margin(ANSWERS)
+    assert margin > 5 * even
 
 
 def test_a_queue_that_only_grows_is_said_to_make_one_run_worth_little(
