@@ -134,7 +134,7 @@ def independent(blocks: Values) -> float:
     """How many independent blocks tell as much as these: n (1 - r) / (1 + r) with r the correlation of neighbours.
 
     A queue that builds up over the whole run makes of many blocks hardly more than one observation. In few blocks their
-    correlation looks smaller than it is, by (1 + 4 r) / n (Marriott and Pope, Biometrika 41, 1954): that is undone here.
+    correlation looks smaller than it is, by (1 + 4 r) / n (Marriott and Pope, Biometrika 41, 1954): undone here.
     """
     centered = blocks - blocks.mean()
     total = float(centered @ centered)
