@@ -62,7 +62,7 @@ def test_checkov_finds_nothing_but_what_is_argued(checkov: Path, tmp_path: Path)
         (manifests / f"{name}.yaml").write_text(yaml.safe_dump_all(objects))
     # Without skip-download it asks its maker's server for texts.
     options = ["--framework", "kubernetes", "--compact", "--quiet", "--skip-download", "-o", "json"]
-    command = [checkov, *options, "-d", manifests]
+    command = [str(checkov), *options, "-d", str(manifests)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     report = json.loads(done.stdout)
     assert report["summary"]["parsing_errors"] == 0

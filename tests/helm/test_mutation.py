@@ -10,7 +10,9 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from tests.helm.engine import CHART, Rendering, at, chart, merged, render
+from tests.helm import schemas
+from tests.helm.cluster.admission import refusals
+from tests.helm.engine import CHART, NEWEST, Rendering, at, chart, merged, render
 
 Schema = dict[str, Any]
 
@@ -157,6 +159,15 @@ def shown(rendering: Rendering, name: str = "") -> str:
     return json.dumps([*objects, "" if name else rendering.notes], sort_keys=True)
 
 
+def refused(rendering: Rendering) -> list[str]:
+    """What the newest Kubernetes would have against it."""
+    return [
+        f"{one['kind']}: {why}"
+        for one in rendering.objects
+        for why in [*schemas.errors(one, NEWEST), *refusals(one, None, None)]
+    ]
+
+
 @cache
 def before(text: str) -> str:
     return shown(render(json.loads(text)))
@@ -164,9 +175,12 @@ def before(text: str) -> str:
 
 @pytest.mark.parametrize("path", LEAVES)
 def test_a_changed_value_changes_the_rendering(path: str) -> None:
+    """And what it changes it into is still what a cluster takes."""
     values = base(path)
     for other in others(path):
-        assert shown(render(merged(values, at(path, other)))) != before(json.dumps(values)), f"{path}={other!r}"
+        rendering = render(merged(values, at(path, other)))
+        assert shown(rendering) != before(json.dumps(values)), f"{path}={other!r}"
+        assert refused(rendering) == [], f"{path}={other!r}"
 
 
 OWN = SCHEMA["properties"]["models"]["additionalProperties"]["properties"]
