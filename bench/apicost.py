@@ -8,9 +8,10 @@ client that parses nothing streams completions, and the CPU time of the API proc
 from the scheduler's statistics. A busy machine changes it far less than it changes any time that passes.
 
 Prints JSON: for each number of streams the microseconds of CPU for each streamed token, by part, while all streams run;
-and those of a whole request that streams one token, sent one after another over connections that stay open.
+and those of a whole request that streams one token, sent one after another over connections that stay open. With
+`--api-workers N` these are told of all workers together and of the process above them.
 
-To see where the time goes: `--hold` prints the process id and streams until Ctrl-C, for `py-spy record --pid`.
+To see where the time goes: `--hold` prints the process ids and streams until Ctrl-C, for `py-spy record --pid`.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ REQUESTS, WARM_UP = 600, 50
 READY = b"leoserve is ready"
 
 
-def serve(port: int) -> NoReturn:
+def serve(port: int, workers: int) -> NoReturn:
     """The API process: the command's own, but for the program that it starts as the engine."""
     from leoserve import serve as server
     from leoserve.engine import connection
     from leoserve.settings import Settings
 
     connection.ENGINE = (str(Path(__file__).resolve()), "--role", "engine")
-    sys.exit(server.serve(Settings(port=port)))
+    sys.exit(server.serve(Settings(port=port, api_workers=workers)))
 
 
 def engine() -> NoReturn:
@@ -99,13 +100,16 @@ def engine() -> NoReturn:
         results.send(encode(StepOutputs(outputs, stats)))
 
 
+Processes = dict[str, list[int]]  # ids, by what they do
+
+
 @contextmanager
-def served() -> Iterator[tuple[int, int]]:
-    """The port and the process id of a server."""
+def served(workers: int) -> Iterator[tuple[int, Processes]]:
+    """The port of a server, and its processes without the engine's."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     paths = os.pathsep.join(str(ROOT / root) for root in ("server", "kernels"))
-    command = [sys.executable, __file__, "--role", "server", "--port", str(port)]
+    command = [sys.executable, __file__, "--role", "server", "--port", str(port), "--api-workers", str(workers)]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE) as process:
         if process.stderr is None:
             raise RuntimeError("the server has no standard error")
@@ -117,13 +121,24 @@ def served() -> Iterator[tuple[int, int]]:
         else:
             raise RuntimeError(b"".join(said).decode())
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield port, process.pid
+        yield (
+            port,
+            {"supervisor": [process.pid], "workers": children(process.pid)}
+            if workers > 1
+            else {"API process": [process.pid]},
+        )
         process.terminate()
+
+
+def children(pid: int) -> list[int]:
+    """Those of its children that are workers."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in listed if b"leoserve.workers" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 @dataclass
 class Cpu:
-    """CPU seconds of one process: of the thread that runs the event loop, and of all others."""
+    """CPU seconds of processes: of the threads that run their event loops, and of all others."""
 
     user: float = 0.0
     system: float = 0.0
@@ -131,15 +146,16 @@ class Cpu:
     others: float = 0.0
 
     @classmethod
-    def of(cls, pid: int) -> Cpu:
+    def of(cls, pids: list[int]) -> Cpu:
         cpu = cls()
-        for task in Path(f"/proc/{pid}/task").iterdir():
+        for task in (task for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()):
             seconds = int((task / "schedstat").read_text().split()[0]) / 1e9
             name, _, rest = (task / "stat").read_text().partition(") ")
-            if int(task.name) == pid:
+            if int(task.name) in pids:
                 user, system = (int(ticks) for ticks in rest.split()[11:13])
-                cpu.user = seconds * user / max(user + system, 1)  # ticks are coarse: they only divide the seconds
-                cpu.system = seconds - cpu.user
+                share = user / max(user + system, 1)  # ticks are coarse: they only divide the seconds
+                cpu.user += seconds * share
+                cpu.system += seconds * (1 - share)
             elif "ZMQ" in name:
                 cpu.sockets += seconds
             else:
@@ -150,6 +166,16 @@ class Cpu:
         """Microseconds for each of `count`, by part and in all."""
         parts = {name: (value - getattr(before, name)) / count * 1e6 for name, value in vars(self).items()}
         return {name: round(value, 2) for name, value in (parts | {"all": sum(parts.values())}).items()}
+
+
+def cost(processes: Processes, before: dict[str, Cpu], count: int) -> dict[str, Any]:
+    """What each group of processes has used since, for each of `count`; of one group alone without its name."""
+    told = {name: Cpu.of(pids).since(before[name], count) for name, pids in processes.items()}
+    return told if len(told) > 1 else next(iter(told.values()))
+
+
+def now(processes: Processes) -> dict[str, Cpu]:
+    return {name: Cpu.of(pids) for name, pids in processes.items()}
 
 
 @dataclass
@@ -182,31 +208,33 @@ def connect(port: int) -> Stream:
     return Stream(made)
 
 
-def tokens_cost(port: int, pid: int, count: int, tokens: int) -> dict[str, float]:
+def tokens_cost(port: int, processes: Processes, count: int, tokens: int) -> dict[str, Any]:
     """The cost of a token while `count` streams run."""
     streams = [connect(port) for _ in range(count)]
     with selectors.DefaultSelector() as selector:
         for stream in streams:
             selector.register(stream.socket, selectors.EVENT_READ, stream)
             stream.ask(tokens)
-        before: Cpu | None = None
-        seen = since = 0
+        before: dict[str, Cpu] | None = None
+        since = 0
+        told: dict[str, Any] = {}
         ended = False
         while not ended:
             for key, _ in selector.select():
                 ended |= key.data.read()
             if before is None and all(stream.chunks > 8 for stream in streams):
-                before, since = Cpu.of(pid), sum(stream.chunks for stream in streams)
-            if all(stream.chunks < tokens - 8 for stream in streams):
-                after, seen = Cpu.of(pid), sum(stream.chunks for stream in streams)
+                before, since = now(processes), sum(stream.chunks for stream in streams)
+            elif before is not None and all(stream.chunks < tokens - 8 for stream in streams):
+                seen = sum(stream.chunks for stream in streams) - since
+                told = cost(processes, before, max(1, seen))
     for stream in streams:
         stream.socket.close()
     if before is None:
         raise RuntimeError(f"{count} streams never ran at once")
-    return after.since(before, seen - since)
+    return told
 
 
-def requests_cost(port: int, pid: int, count: int) -> dict[str, float]:
+def requests_cost(port: int, processes: Processes, count: int) -> dict[str, Any]:
     """The cost of a request that streams one token, while `count` connections send one after another."""
     begun = 0
     with selectors.DefaultSelector() as selector:
@@ -221,44 +249,45 @@ def requests_cost(port: int, pid: int, count: int) -> dict[str, float]:
                     ended += 1
                     key.data.ask(1)
             if ended >= WARM_UP and not begun:
-                before, begun = Cpu.of(pid), ended
-        cost = Cpu.of(pid).since(before, ended - begun)
+                before, begun = now(processes), ended
+        told = cost(processes, before, ended - begun)
         for key in list(selector.get_map().values()):
             key.data.socket.close()
-    return cost
+    return told
 
 
-def measure() -> dict[str, Any]:
-    with served() as (port, pid):
-        requests_cost(port, pid, 1)
+def measure(workers: int) -> dict[str, Any]:
+    with served(workers) as (port, processes):
+        requests_cost(port, processes, 4 * workers)
         figures = {
-            "us_per_token": {count: tokens_cost(port, pid, count, tokens) for count, tokens in LEVELS.items()},
-            "us_per_request": {count: requests_cost(port, pid, count) for count in (1, 16)},
+            "us_per_token": {count: tokens_cost(port, processes, count, tokens) for count, tokens in LEVELS.items()},
+            "us_per_request": {count: requests_cost(port, processes, count) for count in (1, 16)},
         }
     return {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(), **figures}
 
 
-def hold(count: int) -> None:
-    with served() as (port, pid):
-        print(pid, flush=True)
+def hold(count: int, workers: int) -> None:
+    with served(workers) as (port, processes):
+        print(*(f"{name}: {pid}" for name, pids in processes.items() for pid in pids), flush=True)
         while True:
-            tokens_cost(port, pid, count, 2000)
+            tokens_cost(port, processes, count, 2000)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="file for the JSON, beside the standard output")
     parser.add_argument("--hold", type=int, metavar="STREAMS", help="stream until interrupted, for a profiler")
+    parser.add_argument("--api-workers", type=int, default=1, metavar="N", help="API processes [default: 1]")
     parser.add_argument("--role", choices=["server", "engine"], help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role == "server":
-        serve(options.port)
+        serve(options.port, options.api_workers)
     if options.role == "engine":
         engine()
     if options.hold:
-        hold(options.hold)
-    told = json.dumps(measure(), indent=2)
+        hold(options.hold, options.api_workers)
+    told = json.dumps(measure(options.api_workers), indent=2)
     print(told)
     if options.out:
         options.out.write_text(told + "\n")

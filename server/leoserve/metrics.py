@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 import leoserve
 from leoserve.board import Board
 from leoserve.engine.request import EngineStats, Ready
-from leoserve.series import Counts, Histogram, Level, Processes
+from leoserve.series import Counts, Histogram, Level, Processes, Total
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -90,12 +90,11 @@ class Metrics:
         self._connections_limit = Gauge(
             "leoserve_connections_limit", "Client connections that are served.", registry=self.registry
         )
-        self.processes: Processes | None = None  # where there are several
+        self.several: SeveralProcesses | None = None  # where there are several
         if board.file is None:
             ProcessCollector(registry=self.registry)
         else:
-            self.processes = Processes(board)
-            self.registry.register(self.processes)
+            self.several = SeveralProcesses(board, self.registry)
 
     @property
     def connections(self) -> int:
@@ -149,6 +148,16 @@ class Metrics:
         histogram = Histogram(self._board, f"leoserve_{name}", documentation, bounds)
         self.registry.register(histogram)
         return histogram
+
+
+class SeveralProcesses:
+    """What is told only where several processes answer."""
+
+    def __init__(self, board: Board, registry: CollectorRegistry) -> None:
+        self.use = Processes(board)
+        self.restarts = Total(board, "leoserve_api_worker_restarts", "How often a worker was started again.")
+        registry.register(self.use)
+        registry.register(self.restarts)
 
 
 class EngineCollector(Collector):

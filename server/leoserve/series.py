@@ -86,6 +86,22 @@ class Level(Collector):
         yield GaugeMetricFamily(self.name, self.documentation, value=self._cells.total())
 
 
+class Total(Collector):
+    """How often something has happened."""
+
+    def __init__(self, board: Board, name: str, documentation: str) -> None:
+        self.name = name
+        self.documentation = documentation
+        self._cells = board.cells(1)
+
+    def add(self) -> None:
+        """Count one more."""
+        self._cells.own[0] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self.name, self.documentation, value=self._cells.total())
+
+
 class Processes(Collector):
     """What the library's collector tells of one process, of all that share a board: sums, and the earliest start.
 

@@ -68,6 +68,10 @@ class Client:
         return found
 
 
+def answered(series: dict[str, float]) -> float:
+    return sum(count for name, count in series.items() if name.startswith("leoserve_responses_total|"))
+
+
 def workers(server: Server) -> list[psutil.Process]:
     children = psutil.Process(server.process.pid).children()
     return sorted((one for one in children if "leoserve.workers.process" in one.cmdline()), key=lambda one: one.pid)
@@ -151,6 +155,8 @@ def test_a_scrape_tells_of_the_whole_server_whichever_worker_it_asks(clients: li
     for client in clients:
         assert client.complete(max_tokens=5)[0] == 200
         assert client.complete(temperature=9)[0] == 400
+    while answered(clients[0].series()) < answered(before) + 4:  # an answer is there before it is counted
+        time.sleep(0.001)
     told = [client.series() for client in clients]
     for after in told:
         for name, more in {
@@ -251,6 +257,7 @@ def test_a_killed_worker_loses_its_answers_alone_frees_their_blocks_and_comes_ba
     assert [client.complete()[0] for client in (first, second)] == [200, 200]
     after = first.series()
     assert after["leoserve_engine_restarts_total"] == before["leoserve_engine_restarts_total"]
+    assert after["leoserve_api_worker_restarts_total"] == before["leoserve_api_worker_restarts_total"] + 1
     assert all(
         after[name] >= before[name] for name in before if name.endswith(("_total", "_count")) or "_bucket|" in name
     )

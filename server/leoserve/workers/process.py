@@ -85,8 +85,7 @@ def make_server(launch: Launch) -> tuple[WebServer, RemoteEngine]:
 
     def tick() -> None:
         shared.pulse.own[0] = time.monotonic()
-        if shared.metrics.processes is not None:
-            shared.metrics.processes.tick()
+        shared.several.use.tick()
 
     first = launch.row == 1 and launch.life == 0
     return web_server(create_app(context), settings, tick, tell=first), engine

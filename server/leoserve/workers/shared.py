@@ -21,6 +21,9 @@ class Shared:
     def __init__(self, board: Board) -> None:
         self.board = board
         self.metrics = Metrics(board)
+        if self.metrics.several is None:
+            raise ValueError("a board of one process is shared with nobody")
+        self.several = self.metrics.several
         self.view = View(board)
         self.pulse = board.passing_cells(1)
 

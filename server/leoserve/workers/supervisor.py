@@ -123,6 +123,7 @@ class Workers:
             self._failed_starts[member.row] = 0 if answered else self._failed_starts[member.row] + 1
             if time.monotonic() - begun > STABLE_AFTER:
                 backoff = 0.0
+            self._shared.several.restarts.add()
             logger.error(
                 "API worker %d %s; answers cut off: %d; restarting it in %g s", member.row, fate, cut_off, backoff
             )
@@ -184,7 +185,6 @@ class Workers:
         self._flushing = False
         hopeless = max(self._failed_starts.values()) >= HOPELESS_AFTER
         self._shared.view.show(self._engine, hopeless=hopeless)
-        if self._shared.metrics.processes is not None:
-            self._shared.metrics.processes.tick()
+        self._shared.several.use.tick()
         for member in self._members:
             member.flush()
