@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.helm.engine import Pod, Rendering, at, merged, render, selects
+from tests.helm import schemas
+from tests.helm.engine import KUBE_VERSIONS, Pod, Rendering, at, chart, merged, render, selects
 from tests.helm.test_examples import NAMES, rendered
 
 GROUP = {"nodes": 2, "gpu": {"count": 8}}
@@ -204,10 +205,11 @@ def test_two_releases_in_a_namespace_share_no_pod() -> None:
 )
 def test_a_kind_comes_when_it_is_asked_for(values: dict[str, Any], kind: str) -> None:
     assert kind not in render().kinds
-    assert kind in render(values).kinds
+    for version in KUBE_VERSIONS:
+        found = render(values, kube_version=version).of(kind)
+        assert found
+        assert [error for one in found for error in schemas.errors(one, version)] == []
 
 
 def test_the_chart_brings_no_definition_of_another_project() -> None:
-    from tests.helm.engine import chart
-
     assert chart().crds == []

@@ -9,6 +9,7 @@ import yaml
 
 from leoserve.settings import Settings, SettingsError
 from tests.helm.engine import EXAMPLES, Pod, at, example, merged, render
+from tests.helm.restricted import violations
 from tests.helm.test_examples import DEFAULTS, NAMES, rendered
 
 SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
@@ -150,6 +151,14 @@ def test_the_download_alone_sees_the_hubs_token() -> None:
     assert volume["name"] in [mount["name"] for mount in download["volumeMounts"]]
     assert volume["name"] not in [mount["name"] for mount in pod.server["volumeMounts"]]
     assert "HF_TOKEN" not in [variable["name"] for one in pod.containers for variable in one["env"]]
+
+
+def test_a_folder_of_the_node_is_all_that_the_restricted_profile_forbids() -> None:
+    """The source hostPath is for namespaces that allow it, and the notes say so."""
+    rendering = render({"model": {"source": "hostPath", "hostPath": {"path": "/srv/leo"}}})
+    (pod,) = rendering.serving
+    assert violations(pod.spec) == ["volume model: hostPath"]
+    assert "PodSecurity" in rendering.notes
 
 
 def test_every_preset_is_about_something() -> None:
