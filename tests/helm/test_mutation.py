@@ -148,15 +148,14 @@ def _candidates(schema: Schema, now: Any) -> list[Any]:
 
 
 def shown(rendering: Rendering, name: str = "") -> str:
-    """What is compared: all but the key, which is another one each time. With a name only what is called so."""
+    """What is compared: the objects, but not the key, another one each time; with a name only what is called so."""
     objects = []
     for one in rendering.objects:
         if one["kind"] == "Secret":
             one = {**one, "data": dict.fromkeys(one["data"], "…")}
         if not name or one["metadata"]["name"].startswith(name):
             objects.append(one)
-    # The notes tell of all models, so that no part of them is one's own.
-    return json.dumps([*objects, "" if name else rendering.notes], sort_keys=True)
+    return json.dumps(objects, sort_keys=True)
 
 
 def refused(rendering: Rendering) -> list[str]:
