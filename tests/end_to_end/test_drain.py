@@ -128,15 +128,18 @@ async def test_all_that_was_asked_before_the_signal_is_answered_and_nothing_afte
     assert "cut off" not in server.stderr
 
 
-@pytest.fixture
-def stalling(serve: Serve, checkpoint: Path) -> Server:
-    """A server that computes a prompt in very many steps, and waits for a step no longer than STALL seconds."""
+@pytest.fixture(scope="module")
+def stalling(serve_once: Serve, checkpoint: Path) -> Server:
+    """A server that computes a prompt in very many steps, and waits for a step no longer than STALL seconds. The last
+    test ends it."""
     steps = ("--max-num-seqs", "4", "--max-num-batched-tokens", "4")
-    return serve(checkpoint, "--num-kv-blocks", "512", "--stall-timeout", str(STALL), "--shutdown-grace", "600", *steps)
+    return serve_once(
+        checkpoint, "--num-kv-blocks", "512", "--stall-timeout", str(STALL), "--shutdown-grace", "600", *steps
+    )
 
 
 def long_prompt(http: httpx.AsyncClient) -> asyncio.Task[httpx.Response]:
-    prompt = {"model": MODEL, "prompt": [5] * 4000, "max_tokens": 1, "ignore_eos": True}
+    prompt = {"model": MODEL, "prompt": [5] * 2000, "max_tokens": 1, "ignore_eos": True}
     return asyncio.create_task(http.post(COMPLETIONS, json=prompt))
 
 
