@@ -114,6 +114,42 @@ def test_the_states_of_wanted_tokens_are_those_of_all_bit_by_bit(tmp_path: Path,
         assert torch.equal(found, everything[wanted])
 
 
+@pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", ["7b", "70b", "mistral"])
+@torch.inference_mode()
+def test_one_native_call_has_the_bits_of_its_kernels(tmp_path: Path, shape: str, dtype: torch.dtype) -> None:
+    folder = write_checkpoint(tmp_path, shape, dtype=dtype)
+    a, b = prompts(90, 50)
+    together, apart = (Paged(folder, dtype=dtype, lengths=[90, 50], attention="native", fused=NATIVE) for _ in range(2))
+    if together.model.native is None:
+        pytest.skip("this processor's products are oneDNN's")
+    apart.model.native = None
+    assert torch.equal(mixed_steps(together, a, b), mixed_steps(apart, a, b))
+    metadata = step_metadata([(35, 1), (11, 9)], together.tables, BLOCK)
+    arguments = torch.cat([a[35:36], b[11:20]]), torch.tensor([35, *range(11, 20)])
+    for wanted in (None, torch.tensor([0, 9]), torch.tensor([9])):
+        found, expected = (
+            paged.model.forward(*arguments, paged.cache, metadata, wanted) for paged in (together, apart)
+        )
+        assert torch.equal(found, expected)
+    for mine, theirs in zip(together.cache, apart.cache, strict=True):
+        for page in range(len(mine.keys)):  # what was written, and nothing else
+            assert torch.equal(mine.keys[page].nan_to_num(7), theirs.keys[page].nan_to_num(7))
+            assert torch.equal(mine.values[page].nan_to_num(7), theirs.values[page].nan_to_num(7))
+
+
+@pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+@pytest.mark.parametrize(("token", "position"), [(VOCAB_ROWS, 0), (-1, 0), (3, 1 << 20)])
+@torch.inference_mode()
+def test_what_the_network_does_not_have_is_an_error_natively_too(tmp_path: Path, token: int, position: int) -> None:
+    folder = write_checkpoint(tmp_path, "7b")
+    paged = Paged(folder, dtype=torch.float32, lengths=[30], attention="native", fused=NATIVE)
+    metadata = step_metadata([(0, 1)], paged.tables, BLOCK)
+    with pytest.raises(IndexError):
+        paged.model.forward(torch.tensor([token]), torch.tensor([position]), paged.cache, metadata)
+
+
 @pytest.mark.parametrize("attention", ["native", "cpu", "reference"])
 @pytest.mark.parametrize("shape", ["7b", "70b", "mistral"])
 def test_chunks_decode_steps_and_mixed_batches_agree_with_transformers(

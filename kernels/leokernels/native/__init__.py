@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import Tensor
 from leokernels.contract import AttentionMetadata, KVCache
 from leokernels.native.build import library
 
-VERSION = 5  # of the functions' signatures, as the library says it
+VERSION = 6  # of the functions' signatures, as the library says it
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 HEAD_DIMS = tuple(range(32, 257, 32))
 BLOCK_MULTIPLE = 16
@@ -35,6 +35,9 @@ _GATE = struct.Struct("@2P2q")
 _ROPE = struct.Struct("@6P6q")
 _CHOICE = struct.Struct("@7P3q")
 _ATTENTION = struct.Struct("@7P7qf")
+_LAYER = struct.Struct("@8P")
+_NETWORK = struct.Struct("@4P10q2f")
+_FORWARD = struct.Struct("@9P4q")
 
 
 @cache
@@ -116,6 +119,8 @@ class _Library:
     gate: Callable[..., None]
     rope: Callable[..., None]
     attention: Callable[..., None]
+    forward: Callable[..., int]
+    forward_bytes: Callable[..., int]
 
 
 @cache
@@ -135,6 +140,8 @@ def _library() -> _Library:
     signatures["mask"] = (None, [address, address, length, address, address, length, address, length])
     signatures["choose"] = (None, [address, ctypes.c_char_p])
     signatures |= {job: (None, [address, kind, ctypes.c_char_p]) for job in ("norm", "gate", "rope", "attention")}
+    text = ctypes.c_char_p
+    signatures |= {"forward": (kind, [address, kind, text, text]), "forward_bytes": (length, [kind, text, length])}
     functions: dict[str, Callable[..., object]] = {}
     for function, (result, arguments) in signatures.items():
         functions[function] = entry = getattr(found, f"leo_{function}")
@@ -176,7 +183,8 @@ class Packed:
         weight = weight.contiguous()
         at = _library()
         self._bytes = torch.empty(at.packed_bytes(self.kind, *self.shape), dtype=torch.uint8)
-        at.pack(_pool(), self.kind, weight.data_ptr(), *self.shape, self._bytes.data_ptr())
+        self.address = self._bytes.data_ptr()
+        at.pack(_pool(), self.kind, weight.data_ptr(), *self.shape, self.address)
 
     def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
         """x [rows, in_features] of the weight's dtype -> [rows, out_features], of that dtype.
@@ -189,7 +197,7 @@ class Packed:
         x = x.contiguous()
         y = torch.empty(rows, self.shape[0], dtype=torch.float32 if wide else self.dtype)
         at = _library()
-        at.multiply(_pool(), self.kind, wide, x.data_ptr(), self._bytes.data_ptr(), y.data_ptr(), rows, *self.shape)
+        at.multiply(_pool(), self.kind, wide, x.data_ptr(), self.address, y.data_ptr(), rows, *self.shape)
         return y
 
 
@@ -306,8 +314,7 @@ def attention(
 ) -> None:
     """See contract.AttentionFunction. The cache is new_cache's. Raises ValueError for tensors with gaps."""
     _, block_size, kv_heads, head_dim = cache.keys.shape
-    if cache.keys.stride(1) != 1 or cache.values.stride(1) != head_dim or cache.keys.dtype is not query.dtype:
-        raise ValueError("the native attention reads a cache that new_cache laid out for it")
+    _check_cache(cache, query.dtype)
     if not query.is_contiguous() or not out.is_contiguous():
         raise ValueError("the native attention needs queries and results without gaps")
     table = metadata.block_table
@@ -330,3 +337,108 @@ def attention(
         scale,
     )
     at.attention(_pool(), KINDS[query.dtype], job)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """Of one layer: norms [hidden], and the products' weights, fused as leoserve.model.llama has them."""
+
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    qkv: Packed
+    output: Packed
+    gate_up: Packed
+    down: Packed
+
+    def addresses(self) -> tuple[int, ...]:
+        norms = self.attention_norm.data_ptr(), self.mlp_norm.data_ptr()
+        return (*norms, *(packed.address for packed in (self.qkv, self.output, self.gate_up, self.down)))
+
+
+class Network:
+    """A network of the Llama family from the tokens to the last norm, in one call: the kernels above one after the
+    other, with nothing between them. Its numbers are theirs, bit by bit."""
+
+    def __init__(
+        self,
+        embedding: Tensor,
+        angles: Tensor,
+        layers: Sequence[LayerWeights],
+        norm: Tensor,
+        *,
+        heads: int,
+        kv_heads: int,
+        eps: float,
+        window: int | None,
+    ) -> None:
+        """embedding [vocab, hidden], angles [positions, 2, ..., head_dim / 2] float32, norm [hidden], without gaps."""
+        self.dtype = embedding.dtype
+        self.hidden = embedding.shape[1]
+        self._kept = (embedding, angles, tuple(layers), norm)
+        head_dim = 2 * angles.shape[-1]
+        self._ranges = (len(embedding), len(angles))
+        self._sizes = (len(layers), self.hidden, layers[0].down.shape[1], heads, kv_heads, head_dim)
+        self._told = (window or 0, eps, head_dim**-0.5)
+        self._cache: Sequence[KVCache] | None = None
+        self._layers: object = None  # the structures that `_network` points to
+        self._network = b""
+        self._work = torch.empty(0, dtype=torch.uint8)
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        cache: Sequence[KVCache],
+        metadata: AttentionMetadata,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """tokens and positions [T] int64, one cache a layer -> hidden [T or W, hidden].
+
+        `wanted` [W] int64, rising: of these tokens only. What lies between the kernels is kept from call to call, as
+        large as the largest step took. Raises IndexError for a token or a position that the network does not have.
+        """
+        if self._cache is not cache:
+            self._take(cache)
+        kind, count = KINDS[self.dtype], len(tokens)
+        outputs = count if wanted is None else len(wanted)
+        needed = _library().forward_bytes(kind, self._network, count)
+        if needed > len(self._work):
+            self._work = torch.empty(0, dtype=torch.uint8)  # first give back
+            self._work = torch.empty(needed, dtype=torch.uint8)
+        out = torch.empty(outputs, self.hidden, dtype=self.dtype)
+        job = _FORWARD.pack(
+            tokens.data_ptr(),
+            positions.data_ptr(),
+            metadata.slot_mapping.data_ptr(),
+            metadata.query_start.data_ptr(),
+            metadata.context_len.data_ptr(),
+            metadata.block_table.data_ptr(),
+            0 if wanted is None else wanted.data_ptr(),
+            self._work.data_ptr(),
+            out.data_ptr(),
+            count,
+            len(metadata.query_lens),
+            metadata.block_table.shape[1],
+            outputs,
+        )
+        if _library().forward(_pool(), kind, self._network, job):
+            raise IndexError(f"tokens are below {self._ranges[0]}, positions below {self._ranges[1]}")
+        return out
+
+    def _take(self, cache: Sequence[KVCache]) -> None:
+        """Take note of where this cache is. Raises ValueError for one that new_cache did not make for this library."""
+        embedding, angles, layers, norm = self._kept
+        for layer in cache:
+            _check_cache(layer, self.dtype)
+        places = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache]
+        told = b"".join(_LAYER.pack(*of.addresses(), *place) for of, place in zip(layers, places, strict=True))
+        self._layers = kept = ctypes.create_string_buffer(told, len(told))
+        first = (ctypes.addressof(kept), embedding.data_ptr(), norm.data_ptr(), angles.data_ptr())
+        self._network = _NETWORK.pack(*first, *self._ranges, *self._sizes, cache[0].keys.shape[1], *self._told)
+        self._cache = cache
+
+
+def _check_cache(cache: KVCache, dtype: torch.dtype) -> None:
+    head_dim = cache.keys.shape[3]
+    if cache.keys.stride(1) != 1 or cache.values.stride(1) != head_dim or cache.keys.dtype is not dtype:
+        raise ValueError("the native attention reads a cache that new_cache laid out for it")

@@ -41,6 +41,31 @@ typedef struct {
     float scale;
 } LeoAttention;
 
+// A network of the Llama family, and one step of it.
+typedef struct {
+    const void *attention_norm, *mlp_norm;          // [hidden]
+    const void *qkv, *output, *gate_up, *down;      // packed: [(heads + 2 * kv_heads) * head_dim, hidden] and so on
+    void *keys, *values;                            // as LeoRope's
+} LeoLayer;
+
+typedef struct {
+    const LeoLayer* layers;
+    const void *embedding, *norm;  // [vocabulary, hidden] not packed, [hidden]
+    const float* angles;           // [positions, 2, head_dim / 2]
+    int64_t vocabulary, positions;
+    int64_t count, hidden, inner, heads, kv_heads, head_dim, block_size, window;  // count: of layers
+    float eps, scale;
+} LeoNetwork;
+
+typedef struct {
+    const int64_t *tokens, *positions, *slots;  // [tokens]; slots as LeoRope's
+    const int32_t *query_start, *context_len, *block_table;  // as LeoAttention's
+    const int64_t* wanted;                      // [outputs], rising: tokens that are wanted; null: all of them
+    void* work;                                 // leo_forward_bytes long
+    void* out;                                  // [outputs, hidden]: after the last norm
+    int64_t count, rows, table_width, outputs;  // count: of tokens
+} LeoForward;
+
 // For each row of logits [rows, columns] one id: where its temperature is 0 that of the largest logit, the lowest if
 // there are several; else in proportion to exp(logit / temperature) the first whose cumulative weight exceeds uniform,
 // from [0, 1), times the total. An id of weight 0 is never drawn. A row whose slot is not -1 has what leo_mask leaves.
@@ -74,6 +99,11 @@ void leo_norm(void* pool, int kind, const LeoNorm* job);
 void leo_gate(void* pool, int kind, const LeoGate* job);
 void leo_rope(void* pool, int kind, const LeoRope* job);
 void leo_attention(void* pool, int kind, const LeoAttention* job);
+
+// Every layer: writes keys and values, and gives the hidden states that are wanted. Not 0: a token or a position is none
+// of the network's, and nothing was done.
+int leo_forward(void* pool, int kind, const LeoNetwork* network, const LeoForward* job);
+int64_t leo_forward_bytes(int kind, const LeoNetwork* network, int64_t tokens);
 
 // Of logits [.., columns], in each of the `count` rows named, what is not allowed becomes -infinity. words [.., size]: in
 // row slots[i], id k of rows[i] is allowed if bit k % 32 of word k / 32 is set.

@@ -8,7 +8,7 @@ static inline void pause_thread() {
 #endif
 }
 
-constexpr int SPINS = 1000;    // tens of microseconds: longer than the gap between two jobs of a step
+constexpr int SPINS = 5000;    // some hundred microseconds: longer than what lies between two products of a step
 constexpr int PATIENCE = 400;  // spins of the caller before it lets a worker have its core
 
 static inline uint32_t number_of(uint64_t ticket) { return (uint32_t)(ticket >> 32); }

@@ -35,14 +35,14 @@ class Linear:
         self.multiply = multiply
         self.weight: Tensor | None = torch.empty(out_features, in_features, dtype=dtype, device=device)
         self._packed: Tensor | None = None
-        self._native: native.Packed | None = None
+        self.native: native.Packed | None = None
 
     def prepare(self) -> None:
         """Pack the weight and free the original, so that both exist for one matrix at a time only."""
         if self.weight is None:
             return
         if can_pack_natively(self.weight):
-            self._native = native.Packed(self.weight)
+            self.native = native.Packed(self.weight)
             self.weight = None
         elif can_pack(self.weight):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
@@ -50,8 +50,8 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [rows, in_features] -> [rows, out_features]"""
-        if self._native is not None:
-            return self._native(x)
+        if self.native is not None:
+            return self.native(x)
         if self._packed is not None:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
             return y
@@ -61,7 +61,7 @@ class Linear:
 
     def wide(self, x: Tensor) -> Tensor:
         """x [rows, in_features] -> [rows, out_features], rounded to the weight's dtype and given in float32."""
-        return self(x).float() if self._native is None else self._native(x, wide=True)
+        return self(x).float() if self.native is None else self.native(x, wide=True)
 
 
 def can_pack_natively(weight: Tensor) -> bool:

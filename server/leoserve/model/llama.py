@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leokernels import AttentionMetadata, KVCache, attention, new_cache
+from leokernels import AttentionMetadata, KVCache, attention, native, new_cache
 from leokernels.fused import TORCH, Fused
 from leokernels.product import Multiply, torch_linear
 from leoserve.model.config import ModelConfig
@@ -48,6 +48,7 @@ class Llama:
             self.head.weight = self.embedding
         self.angles = rotary_angles(config, device)
         self._min_rows = min_rows(self.embedding)
+        self.native: native.Network | None = None  # all layers in one call, where all of their kernels are native
 
     def forward(
         self,
@@ -62,6 +63,8 @@ class Llama:
         Writes the T tokens' keys and values into the slots that the metadata name. `wanted` [W] int64: give those
         tokens' hidden states only, [W, hidden_size]; of the others the last layer computes nothing but attention.
         """
+        if self.native is not None:
+            return self.native(tokens, positions, kv, metadata, wanted)
         count = tokens.shape[0]
         tokens = pad_rows(tokens, self._min_rows)
         angles = self.angles[pad_rows(positions, self._min_rows)]
@@ -99,6 +102,19 @@ class Llama:
             for linear in (layer.qkv, layer.output, layer.gate_up, layer.down):
                 linear.prepare()
         self.head.prepare()
+        layers = [layer.native() for layer in self.layers]
+        if self.attention == self.fused.name == "native" and None not in layers:
+            config = self.config
+            self.native = native.Network(
+                self.embedding,
+                self.angles,
+                [layer for layer in layers if layer is not None],
+                self.norm.weight,
+                heads=config.num_heads,
+                kv_heads=config.num_kv_heads,
+                eps=config.rms_norm_eps,
+                window=config.sliding_window,
+            )
 
     def try_products(self, kinds_of_rows: Sequence[int]) -> None:
         """Multiply each kind of weight by so many rows: its kernels are compiled now, and not while serving."""
@@ -181,6 +197,14 @@ class Layer:
             mixed, residual = (pad_rows(part[wanted], self.min_rows) for part in (mixed, residual))
         normed, residual = self.mlp_norm(self.output(mixed), residual)
         return self.down(self.fused.silu_and_mul(self.gate_up(normed))), residual
+
+    def native(self) -> native.LayerWeights | None:
+        """For the native network, if all weights are packed for it."""
+        linears = (self.qkv, self.output, self.gate_up, self.down)
+        packed = [linear.native for linear in linears if linear.native is not None]
+        if len(packed) < len(linears):
+            return None
+        return native.LayerWeights(self.attention_norm.weight, self.mlp_norm.weight, *packed)
 
     def _attend(self, x: Tensor, angles: Tensor, cache: KVCache, metadata: AttentionMetadata, count: int) -> Tensor:
         """[rows, heads * head_dim]"""
