@@ -18,7 +18,7 @@ DEPLOY = ROOT / "deploy"
 
 
 def program(name: str, package: str) -> str:
-    """The path of a program. Skips the test where it is missing; `package` is Debian's, which .ci/debian installs."""
+    """The path of a program. Skips the test where it is missing; `package` is Debian's."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"needs {name}, of Debian's package {package}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ def run(*command: str) -> str:
 def release(folder: Path) -> None:
     """Unmount what `build` mounted, and remove it all."""
     run(*storage(folder), "umount", "--all")
-    shutil.rmtree(folder)
+    run("rm", "-rf", str(folder))
 
 
 def storage(folder: Path) -> list[str]:

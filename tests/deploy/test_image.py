@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -41,9 +42,9 @@ def demo(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Con
         yield container
 
 
-def service() -> dict[str, object]:
+def service() -> dict[str, Any]:
     """What compose.cpu.yaml says of the server."""
-    found: dict[str, object] = yaml.safe_load((DEPLOY / "compose.cpu.yaml").read_text())["services"]["leoserve"]
+    found: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.cpu.yaml").read_text())["services"]["leoserve"]
     return found
 
 
