@@ -96,7 +96,12 @@ def _bad_syntax(one: dict[str, Any], schema: Schema) -> Any:
             for name, amount in value.items():
                 if not _QUANTITY.fullmatch(str(amount)):
                     yield f"{path}.{name}: {amount!r} is no quantity"
-        if key == "metadata" and isinstance(value, dict) and "name" in value and not _NAME.fullmatch(value["name"]):
+        if (
+            key == "metadata"
+            and isinstance(value, dict)
+            and "name" in value
+            and not _NAME.fullmatch(str(value["name"]))
+        ):
             yield f"{path}.name: {value['name']!r} is no name"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
+import yaml
 
 from tests.helm import schemas
 from tests.helm.cluster.admission import refusals
@@ -207,3 +208,21 @@ def test_a_model_can_override_each_of_its_values(prefix: str) -> None:
         return shown(rendering, f"leo-{name}").replace(f"leo-{name}", "leo-x")
 
     assert [mutant for name, mutant in mutants.items() if of(name) == of("plain")] == []
+
+
+TEXTS_OF = [
+    (path, text)
+    for path, schema in LEAVES.items()
+    for text in ("123", "a: b #c")
+    if schema.get("type") == "string" and "enum" not in schema and jsonschema.Draft7Validator(schema).is_valid(text)
+]
+
+
+@pytest.mark.parametrize(("path", "text"), TEXTS_OF)
+def test_text_that_looks_like_something_else_stays_text(path: str, text: str) -> None:
+    """A Secret may be called 123. What is no name to Kubernetes may be refused there, but for no other reason."""
+    rendering = render(merged(base(path), at(path, text)))
+    assert [why for why in refused(rendering) if "is not of type" in why] == []
+    section, _, option = path.partition(".")
+    if section == "options":
+        assert yaml.safe_load(rendering.one("ConfigMap", "leo-options")["data"]["options.yaml"])[option] == text

@@ -78,5 +78,5 @@ kind: LeaderWorkerSet
 apiVersion: apps/v1
 kind: Deployment
 {{- end }}
-name: {{ .name }}
+name: {{ .name | quote }}
 {{- end }}

@@ -37,7 +37,7 @@
 {{/* What tells the pods that answer requests from all others. Never changes over a deployment's life. */}}
 {{- define "leoserve.selector" -}}
 app.kubernetes.io/name: leoserve
-app.kubernetes.io/instance: {{ .name }}
+app.kubernetes.io/instance: {{ .name | quote }}
 app.kubernetes.io/component: server
 {{- end }}
 
@@ -45,7 +45,7 @@ app.kubernetes.io/component: server
 {{- define "leoserve.podSelector" -}}
 matchLabels:
   app.kubernetes.io/name: leoserve
-  app.kubernetes.io/instance: {{ .name }}
+  app.kubernetes.io/instance: {{ .name | quote }}
 matchExpressions:
   - key: app.kubernetes.io/component
     operator: In
@@ -55,6 +55,6 @@ matchExpressions:
 {{/* What tells the servers of all the release's deployments. Takes the root. */}}
 {{- define "leoserve.releaseSelector" -}}
 app.kubernetes.io/name: leoserve
-app.kubernetes.io/part-of: {{ include "leoserve.base" . }}
+app.kubernetes.io/part-of: {{ include "leoserve.base" . | quote }}
 app.kubernetes.io/component: server
 {{- end }}

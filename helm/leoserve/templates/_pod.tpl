@@ -11,7 +11,7 @@ metadata:
     {{- /* Other options, other pods. */}}
     {{- merge (dict "checksum/options" (include "leoserve.options" . | sha256sum)) $v.podAnnotations | toYaml | nindent 4 }}
 spec:
-  serviceAccountName: {{ include "leoserve.serviceAccount" .root }}
+  serviceAccountName: {{ include "leoserve.serviceAccount" .root | quote }}
   automountServiceAccountToken: false
   enableServiceLinks: false  # a Service called leoserve would set LEOSERVE_PORT
   {{- /* How long the longest answer may take once everybody knows that the pod is ending, and then the server its leave. */}}
@@ -69,7 +69,7 @@ spec:
           mountPath: /dev/shm
         {{- if has $v.model.source (list "pvc" "hostPath" "image") }}
         - name: model
-          mountPath: {{ ternary (include "leoserve.model" .) "/models" (eq $v.model.source "hostPath") }}
+          mountPath: {{ ternary (include "leoserve.model" .) "/models" (eq $v.model.source "hostPath") | quote }}
           readOnly: true
         {{- end }}
         {{- if $v.apiKeys.enabled }}
@@ -86,7 +86,7 @@ spec:
 
 {{/* What every container of the image begins with. */}}
 {{- define "leoserve.container" -}}
-image: {{ include "leoserve.image" . }}
+image: {{ include "leoserve.image" . | quote }}
 imagePullPolicy: {{ .v.image.pullPolicy }}
 securityContext:
   {{- toYaml .v.securityContext | nindent 2 }}

@@ -18,7 +18,7 @@
 - name: cache
   {{- with include "leoserve.cacheClaim" . }}
   persistentVolumeClaim:
-    claimName: {{ . }}
+    claimName: {{ . | quote }}
   {{- else }}
   emptyDir:
     sizeLimit: {{ $v.cache.size }}
@@ -37,10 +37,10 @@
 {{- if and (eq $v.model.source "hub") $v.model.hub.tokenSecret }}
 - name: hub-token
   secret:
-    secretName: {{ $v.model.hub.tokenSecret }}
+    secretName: {{ $v.model.hub.tokenSecret | quote }}
     defaultMode: 0440
     items:
-      - key: {{ $v.model.hub.tokenKey }}
+      - key: {{ $v.model.hub.tokenKey | quote }}
         path: token
 {{- end }}
 {{- with $v.extraVolumes }}
@@ -54,17 +54,17 @@
 {{- if eq $model.source "pvc" }}
 - name: model
   persistentVolumeClaim:
-    claimName: {{ $model.pvc.claim }}
+    claimName: {{ $model.pvc.claim | quote }}
     readOnly: true
 {{- else if eq $model.source "hostPath" }}
 - name: model
   hostPath:
-    path: {{ $model.hostPath.path }}
+    path: {{ $model.hostPath.path | quote }}
     type: Directory
 {{- else if eq $model.source "image" }}
 - name: model
   image:
-    reference: {{ $model.image.reference }}
+    reference: {{ $model.image.reference | quote }}
     pullPolicy: {{ $model.image.pullPolicy }}
 {{- end }}
 {{- end }}
@@ -73,9 +73,9 @@
 {{- define "leoserve.keyVolume" -}}
 - name: keys
   secret:
-    secretName: {{ include "leoserve.keySecret" . }}
+    secretName: {{ include "leoserve.keySecret" . | quote }}
     defaultMode: 0440
     items:
-      - key: {{ .v.apiKeys.secretKey }}
+      - key: {{ .v.apiKeys.secretKey | quote }}
         path: keys
 {{- end }}
