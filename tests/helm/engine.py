@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import helm_python
@@ -186,12 +185,6 @@ def at(path: str, value: Any) -> dict[str, Any]:
     for key in reversed(path.split(".")):
         value = {key: value}
     return value  # type: ignore[no-any-return]
-
-
-def temporary_copy(folder: Path) -> Path:
-    """The chart's path in an empty folder, for what writes beside it."""
-    helm_python.expand(folder, helm_python.package(CHART, destination=folder))
-    return folder / "leoserve"
 
 
 def selects(selector: Object, labels: Mapping[str, str]) -> bool:

@@ -21,7 +21,6 @@ _LABEL_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 # What cannot be changed once it is there, by kind.
 IMMUTABLE = {
     "Deployment": ["spec.selector"],
-    "LeaderWorkerSet": [],
     "Job": ["spec.selector", "spec.template"],
     "Pod": ["spec.containers", "spec.volumes"],
     "PersistentVolumeClaim": ["spec.accessModes", "spec.storageClassName", "spec.volumeName", "spec.selector"],

@@ -13,6 +13,9 @@ Path = tuple[str, ...]
 Fields = frozenset[Path]
 Object = dict[str, Any]
 
+# Who owns what came by POST and by PUT.
+CREATE, UPDATE = "create", "update"
+
 _IDENTITY = {("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace")}
 
 
@@ -80,12 +83,13 @@ def _remove(value: Object, path: Path) -> None:
         value.pop(head, None)
 
 
-def managed_fields(manager: str, operation: str, api_version: str, fields: Fields) -> Object:
+def managed_fields(manager: str, api_version: str, fields: Fields) -> Object:
     """The entry of `metadata.managedFields`."""
     tree: Object = {}
     for path in sorted(fields):
         branch = tree
         for key in path:
             branch = branch.setdefault(f"f:{key}", {})
+    operation = "Update" if manager in (CREATE, UPDATE) else "Apply"
     entry = {"manager": manager, "operation": operation, "apiVersion": api_version}
     return entry | {"fieldsType": "FieldsV1", "fieldsV1": tree}

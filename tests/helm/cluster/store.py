@@ -68,7 +68,7 @@ class Store:
             key = self._key(resource, namespace, one)
             if key in self.objects:
                 raise Refused(409, "AlreadyExists", f'{resource.plural} "{key[2]}" already exists')
-            return self._write(key, one, None, {"create": merge.leaves(one)}, dry)
+            return self._write(key, one, None, {merge.CREATE: merge.leaves(one)}, dry)
 
     def replace(self, resource: Resource, namespace: str, one: Object, *, dry: bool = False) -> Object:
         with self.news:
@@ -78,7 +78,7 @@ class Store:
             if version != old["metadata"]["resourceVersion"]:
                 raise Refused(409, "Conflict", f"{key[2]}: the object has been modified")
             changed = frozenset(path for path in merge.leaves(one) if merge.get(old, path) != merge.get(one, path))
-            return self._write(key, one, old, self.owners[key] | {"update": changed}, dry)
+            return self._write(key, one, old, self.owners[key] | {merge.UPDATE: changed}, dry)
 
     def apply(
         self, resource: Resource, namespace: str, one: Object, manager: str, *, force: bool = False, dry: bool = False
@@ -138,18 +138,9 @@ class Store:
     def _write(self, key: Key, one: Object, old: Object | None, owners: dict[str, merge.Fields], dry: bool) -> Object:
         resource, namespace, name = key
         self._check_fields(one)
-        place = None
-        if resource.namespaced:
-            place = next(
-                (
-                    two
-                    for (kind, _, other), two in self.objects.items()
-                    if (kind.kind, other) == ("Namespace", namespace)
-                ),
-                None,
-            )
-            if place is None:
-                raise Refused(404, "NotFound", f'namespaces "{namespace}" not found')
+        place = self._named("Namespace", "", namespace)
+        if resource.namespaced and place is None:
+            raise Refused(404, "NotFound", f'namespaces "{namespace}" not found')
         found = refusals(one, old, place)
         if found:
             raise Refused(422, "Invalid", f'{resource.kind} "{name}" is invalid: {"; ".join(found)}')
@@ -171,7 +162,7 @@ class Store:
             "generation": generation,
             "resourceVersion": str(self.count + 1),
             "managedFields": [
-                merge.managed_fields(manager, "Apply", one["apiVersion"], paths) for manager, paths in owners.items()
+                merge.managed_fields(manager, one["apiVersion"], paths) for manager, paths in owners.items()
             ],
         }
         one = {**one, "metadata": metadata}
@@ -208,13 +199,13 @@ class Store:
     def _troubles(self, pod: Pod) -> list[str]:
         """Why the pod would not start on any node."""
         namespace = pod.owner["metadata"].get("namespace", "")
-
-        def find(kind: str, name: str) -> Object | None:
-            keys = self.objects.items()
-            return next((one for (r, ns, n), one in keys if (r.kind, ns, n) == (kind, namespace, name)), None)
-
+        found = missing(pod, lambda kind, name: self._named(kind, namespace, name))
         images = [one["image"] for one in pod.containers if one["image"] in self.unpullable]
-        return [*missing(pod, find), *(f"cannot pull {image}" for image in images)]
+        return [*found, *(f"cannot pull {image}" for image in images)]
+
+    def _named(self, kind: str, namespace: str, name: str) -> Object | None:
+        keys = (key for key in self.objects if (key[0].kind, *key[1:]) == (kind, namespace, name))
+        return next((self.objects[key] for key in keys), None)
 
     def _tell(self, kind: str, resource: Resource, one: Object) -> None:
         self.count += 1
