@@ -23,6 +23,7 @@ MOST_BLOCKS, FEWEST_BLOCKS = 20, 8
 ANSWERS_A_BLOCK = 5  # in time: a block is at least as long as so many median answers, as far as there is time
 NEARLY_ALL = 0.95  # of the requests: so many ended within the measured time, where none was left to itself
 DRAWS = 1000
+RATES = (OUTPUT, ANSWERS)
 GRID = 2000  # points between which a drawn percentile is interpolated
 
 Values = npt.NDArray[np.float64]
@@ -48,7 +49,7 @@ class Blocks:
             len(records) >= NEARLY_ALL * sum(not record.warmup for record in run.requests)
             for run, records in zip(self.runs, self.records, strict=True)
         )
-        self.by_arrival = QUANTITIES if self.paired else (OUTPUT, ANSWERS) if is_open and answered else ()
+        self.by_arrival = QUANTITIES if self.paired else RATES if is_open and answered else ()
         self.count = min(_blocks(run, records) for run, records in zip(self.runs, self.records, strict=True))
         random = np.random.default_rng(0)  # the same files always compare the same
         even = np.full(self.count, 1 / self.count)
@@ -75,11 +76,13 @@ class Blocks:
         drawn = [np.log(np.maximum(side.values, 1e-12)) if quantity.as_ratio else side.values for side in sides]
         told = [side.told for side in sides]
         alone = self._independent(quantity)
+        ends = self._ends() if quantity in RATES else [0.0, 0.0]
         if self.paired:
-            variance = float(np.var(drawn[1] - drawn[0])) * self.count / (alone[0] - 1)
+            variance = float(np.var(drawn[1] - drawn[0])) * self.count / (alone[0] - 1) + ends[0]
             return student(min(*told, alone[0]) - 1) * math.sqrt(variance), alone[0]
         variances = [
-            float(np.var(values)) * self.count / (blocks - 1) for values, blocks in zip(drawn, alone, strict=True)
+            float(np.var(values)) * self.count / (blocks - 1) + end
+            for values, blocks, end in zip(drawn, alone, ends, strict=True)
         ]
         return welch(variances, [min(each) - 1 for each in zip(told, alone, strict=True)]), min(alone)
 
@@ -96,7 +99,23 @@ class Blocks:
             found.append([independent(part) for part in series])
         return [min(each) for each in zip(*found, strict=True)]
 
+    def _ends(self) -> list[float]:
+        """Variances that a rate has because the measured time ends with an answer, which comes early or late as answers
+        do: of each side, or of the difference where runs are paired, of logarithms.
+        """
+        ends = [
+            {record.index: took for record in records if (took := e2e(record)) is not None} for records in self.records
+        ]
+        length = [run.measured_until - run.measured_from for run in self.runs]
+        if self.paired:
+            both = ends[0].keys() & ends[1].keys()
+            return [float(np.var([ends[1][index] - ends[0][index] for index in both] or [0.0])) / min(length) ** 2]
+        return [float(np.var(list(took.values()) or [0.0])) / each**2 for took, each in zip(ends, length, strict=True)]
+
     def _behind(self, quantity: Quantity) -> list[Quantity]:
+        """Quantities of whose blocks there are not fewer than of this one's."""
+        if quantity in RATES and self.paired:  # the same was sent: only what answers took can differ
+            return [BOUNDED["e2e"]]
         if quantity is not GOOD:
             return []
         bounded = {name for run in self.runs for name in BOUNDED if run.slo and getattr(run.slo, name) is not None}
