@@ -1,7 +1,5 @@
 #include "pool.h"
 
-#include <sched.h>
-
 static inline void pause_thread() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -9,7 +7,7 @@ static inline void pause_thread() {
 }
 
 constexpr int SPINS = 5000;    // some hundred microseconds: longer than what lies between two products of a step
-constexpr int PATIENCE = 400;  // spins of the caller before it lets a worker have its core
+constexpr int PATIENCE = 1000;  // spins of the caller, longer than a task, before it sleeps
 
 static inline uint32_t number_of(uint64_t ticket) { return (uint32_t)(ticket >> 32); }
 static inline int task_of(uint64_t ticket) { return (int)(uint32_t)ticket; }
@@ -36,7 +34,8 @@ bool Pool::take(int thread) {
         if (task_of(seen) >= tasks) return false;
         if (ticket.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
             function(argument, task_of(seen), thread);
-            done.fetch_add(1, std::memory_order_release);
+            done.fetch_add(1, std::memory_order_seq_cst);
+            if (caller_asleep.load(std::memory_order_seq_cst)) done.notify_one();
             return true;
         }
     }
@@ -61,12 +60,12 @@ void Pool::run(Task function, void* argument, int tasks) {
     }
     while (take(0)) {
     }
-    for (int spins = 0; done.load(std::memory_order_acquire) < tasks; spins++) {
-        if (spins < PATIENCE)
-            pause_thread();
-        else
-            sched_yield();
-    }
+    for (int spins = 0; spins < PATIENCE && done.load(std::memory_order_acquire) < tasks; spins++) pause_thread();
+    // A worker whose core the system gave to another process has a task still. Asleep, the caller leaves it its own
+    // core; spinning or yielding, it would be waiting for the other process' time to end.
+    caller_asleep.store(true, std::memory_order_seq_cst);
+    for (int seen; (seen = done.load(std::memory_order_seq_cst)) < tasks;) done.wait(seen, std::memory_order_seq_cst);
+    caller_asleep.store(false, std::memory_order_relaxed);
 }
 
 void Pool::work(int thread) {

@@ -35,6 +35,7 @@ private:
     std::atomic<void*> job{nullptr};
     std::atomic<int> count{0};
     std::atomic<int> done{0};
+    std::atomic<bool> caller_asleep{false};
     std::atomic<int> asleep{0};
     std::atomic<uint32_t> wake{0};
     std::atomic<bool> stopping{false};
