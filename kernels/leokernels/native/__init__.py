@@ -9,9 +9,7 @@ A row's bits depend on nothing but the row: neither on what else is in the batch
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import mmap
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +28,6 @@ VERSION = 6  # of the functions' signatures, as the library says it
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 HEAD_DIMS = tuple(range(32, 257, 32))
 BLOCK_MULTIPLE = 16
-LARGE = 4 << 20  # bytes from which on a weight lies in pages of 2 MiB, of which the last is filled in part
 
 # The structures of leonative.h, field by field.
 _NORM = struct.Struct("@5P2qf")
@@ -185,7 +182,7 @@ class Packed:
         self.shape = (weight.shape[0], weight.shape[1])
         weight = weight.contiguous()
         at = _library()
-        self._bytes = _memory(at.packed_bytes(self.kind, *self.shape))
+        self._bytes = torch.empty(at.packed_bytes(self.kind, *self.shape), dtype=torch.uint8)
         self.address = self._bytes.data_ptr()
         at.pack(_pool(), self.kind, weight.data_ptr(), *self.shape, self.address)
 
@@ -202,17 +199,6 @@ class Packed:
         at = _library()
         at.multiply(_pool(), self.kind, wide, x.data_ptr(), self.address, y.data_ptr(), rows, *self.shape)
         return y
-
-
-def _memory(size: int) -> Tensor:
-    """[size] uint8, not initialized; in large pages where the system has them. A step reads every weight once, and the
-    processor fetches ahead only to the end of a page, whose place it has to look up."""
-    if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(size, dtype=torch.uint8)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a system without them
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 def mask(logits: Tensor, rows: NDArray[np.int64], slots: NDArray[np.int64], words: NDArray[np.int32]) -> None:
