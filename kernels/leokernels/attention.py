@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
+
 import torch
 from torch import Tensor
 
@@ -30,6 +34,8 @@ def new_cache(
     if key_dtype is not None:
         keys = torch.empty(num_blocks, kv_heads, head_dim, block_size, dtype=key_dtype(dtype), device=device)
         values = torch.empty(num_blocks, kv_heads, block_size, head_dim, dtype=dtype, device=device)
+        for tensor in (keys, values):
+            _in_small_pages(tensor)
         return KVCache(keys.permute(0, 3, 1, 2), values.permute(0, 2, 1, 3))
     shape = (num_blocks, block_size, kv_heads, head_dim)
     keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
@@ -37,6 +43,21 @@ def new_cache(
         return KVCache(keys, values)
     key_scales, value_scales = (torch.empty(shape[:3], dtype=torch.float32, device=device) for _ in range(2))
     return KVCache(keys, values, key_scales, value_scales)
+
+
+def _in_small_pages(tensor: Tensor) -> None:
+    """Have memory that is not used yet taken page by page of the smallest size.
+
+    The system makes a page when it is first written. Large ones of all layers' tensors fall due in the same step, which
+    then stands still for tens of milliseconds (measured: 8 pages of 2 MiB, 50 ms).
+    """
+    if sys.platform != "linux" or tensor.device.type != "cpu":
+        return
+    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > begin:  # a system that knows no other pages says so, and is right
+        advise = ctypes.CDLL(None).madvise
+        advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_NOHUGEPAGE)
 
 
 def attention(

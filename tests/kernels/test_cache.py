@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,3 +134,18 @@ def test_no_index_into_float8_is_needed() -> None:
         run_case(case, inputs, "reference", torch.float8_e4m3fn)
         write_unread(key, value, cache, torch.arange(4))
         cache.copy_blocks(torch.tensor([0]), torch.tensor([2]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells of the pages")
+@pytest.mark.parametrize("implementation", ["native", "cpu"])
+def test_a_cache_on_the_host_grows_by_small_pages(implementation: str) -> None:
+    cache = new_cache(64, 64, 8, 64, dtype=torch.bfloat16, device=torch.device("cpu"), implementation=implementation)
+    for tensor in (cache.keys, cache.values):
+        middle = tensor.data_ptr() + tensor.nbytes // 2
+        areas = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+        (area,) = (
+            each
+            for each in areas
+            if (span := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", each)) and int(span[1], 16) <= middle < int(span[2], 16)
+        )
+        assert " nh" in area.split("VmFlags:")[1]
