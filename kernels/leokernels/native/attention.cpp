@@ -56,17 +56,16 @@ static inline void widen_all(const T* from, Floats* to) {
     }
 }
 
-// sums [QUERIES][VECTORS] += for each of `count` steps the step's factor for each query, `stride` apart, times VECTORS
+// sums [QUERIES][VECTORS] += for each of `count` steps the step's factor for each query, STRIDE apart, times VECTORS
 // vectors of `from`, `apart` elements on with each step.
-template <class T, int QUERIES, int VECTORS>
-static inline void add_up(const float* factors, long stride, const T* from, long apart, long count,
-                          Floats (*sums)[VECTORS]) {
+template <class T, int QUERIES, int VECTORS, int STRIDE>
+static inline void add_up(const float* factors, const T* from, long apart, long count, Floats (*sums)[VECTORS]) {
     for (long step = 0; step < count; step++) {
         Floats x[VECTORS];
         widen_all<T, VECTORS>(from + step * apart, x);
 #pragma GCC unroll 8
         for (int q = 0; q < QUERIES; q++) {
-            const Floats one = all(factors[q * stride + step]);
+            const Floats one = all(factors[q * STRIDE + step]);
 #pragma GCC unroll 8
             for (int v = 0; v < VECTORS; v++) sums[q][v] = fma(one, x[v], sums[q][v]);
         }
@@ -77,7 +76,7 @@ static inline void add_up(const float* factors, long stride, const T* from, long
 template <class T, int QUERIES, int VECTORS>
 void score_some(const float* query, const T* keys, long size, long dim, float* scores) {
     Floats sums[QUERIES][VECTORS] = {};
-    add_up<T, QUERIES, VECTORS>(query, dim, keys, size, dim, sums);
+    add_up<T, QUERIES, VECTORS, LEO_MOST_HEAD_DIM>(query, keys, size, dim, sums);
 #pragma GCC unroll 8
     for (int q = 0; q < QUERIES; q++) {
         float* to = scores + q * PIECE;
@@ -109,7 +108,7 @@ void mix_some(const float* shares, const float* kept, const T* values, long dim,
     for (int q = 0; q < QUERIES; q++)
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) sums[q][v] = load<Floats>(mixed + q * dim + v * LANES) * kept[q];
-    add_up<T, QUERIES, VECTORS>(shares, PIECE, values, dim, count, sums);
+    add_up<T, QUERIES, VECTORS, PIECE>(shares, values, dim, count, sums);
 #pragma GCC unroll 8
     for (int q = 0; q < QUERIES; q++)
 #pragma GCC unroll 8
@@ -129,17 +128,16 @@ void mix(const float* shares, const float* kept, const T* values, long dim, long
 // position `begin` on. Returns by what everything before has to be multiplied.
 template <class T>
 float soften(float* scores, long begin, long keys, long first, long last, float& peak, float& total) {
+    const bool all_seen = first <= begin && begin + keys - 1 <= last;
     Floats top = all(-INFINITE);
-    float lane_number[LANES];
-    for (int lane = 0; lane < LANES; lane++) lane_number[lane] = (float)lane;
-    const Floats lanes = load<Floats>(lane_number);
     for (long at = 0; at < keys; at += LANES) {
-        const Floats place = lanes + (float)(begin + at);  // exact: positions are far below 2^24
         Floats value = load<Floats>(scores + at);
-        value = place >= (float)first ? value : all(-INFINITE);
-        value = place <= (float)last ? value : all(-INFINITE);
-        store(scores + at, value);
-        top = value > top ? value : top;
+        if (!all_seen) {
+            const Words place = lane_numbers() + (uint32_t)(begin + at);
+            value = place >= (uint32_t)first && place <= (uint32_t)last ? value : all(-INFINITE);
+            store(scores + at, value);
+        }
+        top = greater(value, top);
     }
     const float higher = std::max(peak, largest(top));
     if (higher == -INFINITE) {
@@ -152,9 +150,8 @@ float soften(float* scores, long begin, long keys, long first, long last, float&
         store(scores + at, share);
         added = added + share;
     }
-    float lanes_kept[LANES];
-    store(lanes_kept, exponential_down(all(peak - higher)));
-    const float kept = peak == -INFINITE ? 0.0f : lanes_kept[0];
+    float kept = 1;
+    if (higher > peak) kept = peak == -INFINITE ? 0.0f : exponential_down(all(peak - higher))[0];
     total = total * kept + sum(added);
     peak = higher;
     return kept;
@@ -170,7 +167,7 @@ void attend(const LeoAttention& job, const Tile& tile) {
     long first = walk.first_seen(0), last = walk.position(QUERIES - 1);
     for (int q = 0; q < QUERIES; q++) {
         const T* from = (const T*)job.query + walk.element(q);
-        for (long d = 0; d < dim; d++) query[q * dim + d] = Stored<T>::one(from + d) * job.scale;
+        for (long d = 0; d < dim; d++) query[q * LEO_MOST_HEAD_DIM + d] = Stored<T>::one(from + d) * job.scale;
         std::fill(mixed + q * dim, mixed + (q + 1) * dim, 0.0f);
         peak[q] = -INFINITE;
         total[q] = 0;

@@ -12,12 +12,6 @@ namespace {
 constexpr long PIECE = 512;  // ids whose weights are added up before they are told apart
 constexpr long WORD = 32;    // ids that one word of a mask is about
 
-Words lane_numbers() {
-    Words lanes;
-    for (int lane = 0; lane < LANES; lane++) lanes[lane] = lane;
-    return lanes;
-}
-
 // A row of logits, and what is allowed of it.
 struct Row {
     const float* logits;

@@ -49,6 +49,12 @@ static inline void store(void* to, T from) {
 static inline Floats all(float x) { return x - (Floats){}; }
 static inline Words all(uint32_t x) { return x - (Words){}; }
 
+static inline Words lane_numbers() {
+    Words lanes;
+    for (uint32_t lane = 0; lane < LANES; lane++) lanes[lane] = lane;
+    return lanes;
+}
+
 // bfloat16 is the upper half of a float32. Rounded to the nearest, ties to even; NaN stays NaN.
 struct BFloat16 {
     uint16_t bits;
@@ -177,21 +183,35 @@ static inline void narrow_some(T* to, Floats x, long count) {
 static inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }
 static inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 
-// Lanes in a fixed order: pairs, then pairs of pairs, whatever the compiler would find faster.
-static inline float sum(Floats x) {
-    float part[LANES];
-    store(part, x);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int lane = 0; lane < width; lane++) part[lane] += part[lane + width];
-    return part[0];
+// Lane i takes the place of lane i ^ WIDTH.
+template <int WIDTH>
+static inline Floats crossed(Floats x) {
+#if defined(__clang__)
+    Floats out;
+    for (int lane = 0; lane < LANES; lane++) out[lane] = x[lane ^ WIDTH];
+    return out;
+#else
+    Words lanes;
+    for (uint32_t lane = 0; lane < LANES; lane++) lanes[lane] = lane ^ WIDTH;
+    return __builtin_shuffle(x, lanes);
+#endif
 }
 
+// Lanes in a fixed order: pairs, then pairs of pairs, whatever the compiler would find faster.
+template <int WIDTH = LANES / 2>
+static inline float sum(Floats x) {
+    if constexpr (WIDTH == 0)
+        return x[0];
+    else
+        return sum<WIDTH / 2>(x + crossed<WIDTH>(x));
+}
+
+template <int WIDTH = LANES / 2>
 static inline float largest(Floats x) {
-    float part[LANES];
-    store(part, x);
-    float found = part[0];
-    for (int lane = 1; lane < LANES; lane++) found = part[lane] > found ? part[lane] : found;
-    return found;
+    if constexpr (WIDTH == 0)
+        return x[0];
+    else
+        return largest<WIDTH / 2>(greater(crossed<WIDTH>(x), x));
 }
 
 // e to the power of r * 2^n for |r| <= log(2)/2 from Cody and Waite's reduction of x: a polynomial of degree 6 (Cephes'
