@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -73,14 +74,22 @@ def answered(series: dict[str, float]) -> float:
     return sum(count for name, count in series.items() if name.startswith("leoserve_responses_total|"))
 
 
+def running(server: Server, module: str) -> list[psutil.Process]:
+    """The server's children that run this module, without those that have ended."""
+    found = []
+    for child in psutil.Process(server.process.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if module in child.cmdline():
+                found.append(child)
+    return sorted(found, key=lambda child: child.pid)
+
+
 def workers(server: Server) -> list[psutil.Process]:
-    children = psutil.Process(server.process.pid).children()
-    return sorted((one for one in children if "leoserve.workers.process" in one.cmdline()), key=lambda one: one.pid)
+    return running(server, "leoserve.workers.process")
 
 
 def engine(server: Server) -> psutil.Process:
-    children = psutil.Process(server.process.pid).children()
-    return next(one for one in children if "leoserve.engine.process" in one.cmdline())
+    return running(server, "leoserve.engine.process")[0]
 
 
 def at_each(server: Server, key: str = "haupt") -> list[Client]:
@@ -289,12 +298,13 @@ def test_a_killed_engine_fails_the_answers_of_all_workers_and_is_started_again_o
 def test_a_signal_drains_all_workers_and_a_second_one_ends_them(serve: Serve, folder: Path) -> None:
     server = serve(folder, *options("--shutdown-grace", "60"))
     children = psutil.Process(server.process.pid).children(recursive=True)
-    running, watchers = at_each(server), at_each(server)
-    streams = [client.stream(tokens) for client, tokens in zip(running, (60, 3000), strict=True)]
+    askers, watchers = at_each(server), at_each(server)
+    streams = [client.stream(tokens) for client, tokens in zip(askers, (60, 3000), strict=True)]
     server.process.send_signal(signal.SIGTERM)
     server.wait_for("stopping; running answers: 2")
     for watcher in watchers:
-        assert watcher.get("/ready")[0] == 503
+        while watcher.get("/ready")[0] != 503:  # the supervisor knows first
+            time.sleep(0.001)
         assert watcher.complete()[0] == 503
     assert streams[0].read().endswith(b"data: [DONE]\n\n")
     server.process.send_signal(signal.SIGTERM)

@@ -1,7 +1,7 @@
 """Several API processes, called workers, in front of one engine.
 
 The command's own process starts and ends them, and the engine. It sees every request and every token, but only passes
-them on, which takes a twentieth of what a worker does with them. What has to hold for the server as a whole stands in
+them on, which takes a tenth of what a worker does with them. What has to hold for the server as a whole stands in
 memory that all share (`leoserve.board`).
 
     client ── worker 1 ──┐

@@ -162,12 +162,20 @@ class Workers:
         os.close(self._file)
 
     async def _watch_pulses(self) -> None:
-        """End workers that hang, so that they are started again."""
+        """End workers that hang, so that they are started again.
+
+        Looks are counted, not seconds: where all processes were held up, this one may be the first to run again.
+        """
+        pause = min(LONGEST_WATCH, self._stall_timeout / 4)
+        before: dict[int, float] = {}
+        looks: dict[int, int] = {}  # since the pulse was last another
         while True:
-            await asyncio.sleep(min(LONGEST_WATCH, self._stall_timeout / 4))
+            await asyncio.sleep(pause)
             for member in self._members:
                 pulse = self._pulse(member)
-                if pulse and time.monotonic() - pulse > self._stall_timeout:
+                looks[member.row] = looks.get(member.row, 0) + 1 if pulse == before.get(member.row) else 0
+                before[member.row] = pulse
+                if pulse and looks[member.row] >= self._stall_timeout / pause:
                     logger.error("API worker %d has hung for %g s: it is ended", member.row, self._stall_timeout)
                     member.kill()
 
