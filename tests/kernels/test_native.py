@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from leokernels import fused, native, new_cache
-from leokernels.native import Packed, Processor, build, variant_of
+from leokernels.native import Packed, build, loading
+from leokernels.native.loading import Processor, variant_of
 
 CPU = torch.device("cpu")
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "avx2"})
@@ -26,10 +27,10 @@ DTYPES = [torch.float32, torch.bfloat16]
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each variant that was compiled and that this processor can run."""
     runs = {"avx512pairs": AVX512 | {"avx512_bf16"}, "avx512": AVX512, "avx2": {"avx2", "fma"}, "base": {"asimd"}}
-    if not runs[request.param] <= native._processor().flags:
+    if not runs[request.param] <= loading.processor().flags:
         pytest.skip(f"this processor cannot run {request.param}")
-    caches = (native.missing, native._library, native._pool_of)
-    monkeypatch.setattr(native, "variant", lambda: request.param)
+    caches = (loading.missing, loading.library, loading.pool_of)
+    monkeypatch.setattr(loading, "variant", lambda: request.param)
     for each in caches:
         each.cache_clear()
     why = native.missing()
@@ -292,7 +293,7 @@ def test_a_processor_gets_the_fastest_variant_that_it_runs(
 def test_without_its_file_the_library_is_missing_and_says_why(
     library: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(native, "_file", lambda name: tmp_path / name)
+    monkeypatch.setattr(loading, "file_of", lambda name: tmp_path / name)
     native.missing.cache_clear()
     assert "not compiled" in (native.missing() or "")
     (tmp_path / library).write_bytes(b"no library")

@@ -1,5 +1,5 @@
 // The library's functions, in plain C, called through ctypes. Lengths are in elements unless said otherwise; `kind` is
-// how numbers are stored. Tensors have no gaps. leokernels/native/__init__.py mirrors the structures field by field.
+// how numbers are stored. Tensors have no gaps. layer.py, network.py and sampling.py mirror the structures.
 #pragma once
 
 #include <stdint.h>

@@ -1,0 +1,70 @@
+"""Choosing tokens: masks, the largest logit, a draw."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leokernels.native.loading import library, pool
+
+_CHOICE = struct.Struct("@7P3q")  # LeoChoice of leonative.h
+
+
+def mask(logits: Tensor, rows: NDArray[np.int64], slots: NDArray[np.int64], words: NDArray[np.int32]) -> None:
+    """Set to -inf what may not come next, in `rows` [S] of logits [R, V] float32, in place.
+
+    `words` [slots, W]: id i of the row is allowed if bit `i % 32` of word `i // 32` of its row of `slots` [S] is set;
+    ids past the last word are not. Raises ValueError for logits or words of another kind.
+    """
+    _check_logits(logits)
+    _check_words(words)
+    rows, slots = np.ascontiguousarray(rows, dtype=np.int64), np.ascontiguousarray(slots, dtype=np.int64)
+    places = (rows.ctypes.data, slots.ctypes.data, len(rows))
+    library().mask(pool(), logits.data_ptr(), logits.shape[1], *places, words.ctypes.data, words.shape[1])
+
+
+def _check_logits(logits: Tensor) -> None:
+    if logits.dtype is not torch.float32 or not logits.is_contiguous() or logits.device.type != "cpu":
+        raise ValueError("native sampling takes float32 logits on a CPU, without gaps")
+
+
+def _check_words(words: NDArray[np.int32]) -> None:
+    if words.dtype != np.int32 or not words.flags.c_contiguous:
+        raise ValueError("native masks are int32, without gaps")
+
+
+def choose(
+    logits: Tensor,
+    temperatures: NDArray[np.float32],
+    uniforms: NDArray[np.float64],
+    masks: tuple[NDArray[np.int64], NDArray[np.int32]] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The largest of each row of logits [R, V] float32, NaN where one is, and the id that is chosen; both [R].
+
+    Where the temperature [R] is 0, the lowest id of the largest logit. Else a draw: softmax at the temperature, and the
+    first id whose cumulative weight, in the order of ids, exceeds uniform * total; one of weight 0 is never drawn.
+    Without a meaning where the largest is not finite. `masks`: [R] the row of a row's words, or -1, and the words
+    [slots, W] as in `mask`. Raises ValueError for arrays of another kind.
+    """
+    _check_logits(logits)
+    rows, columns = logits.shape
+    temperatures = np.ascontiguousarray(temperatures, dtype=np.float32)
+    uniforms = np.ascontiguousarray(uniforms, dtype=np.float64)
+    if not len(temperatures) == len(uniforms) == rows:
+        raise ValueError(f"{rows} rows take as many temperatures and uniforms")
+    slots, words, size = 0, 0, 0
+    if masks is not None:
+        places = np.ascontiguousarray(masks[0], dtype=np.int64)
+        _check_words(masks[1])
+        if len(places) != rows or places.max(initial=-1) >= len(masks[1]):
+            raise ValueError(f"each of {rows} rows takes one of {len(masks[1])} masks, or none")
+        slots, words, size = places.ctypes.data, masks[1].ctypes.data, masks[1].shape[1]
+    peaks, ids = np.empty(rows, dtype=np.float32), np.empty(rows, dtype=np.int64)
+    given = (logits.data_ptr(), temperatures.ctypes.data, uniforms.ctypes.data, slots, words)
+    job = _CHOICE.pack(*given, peaks.ctypes.data, ids.ctypes.data, rows, columns, size)
+    library().choose(pool(), job)
+    return peaks, ids
