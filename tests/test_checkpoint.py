@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,6 +162,30 @@ def test_what_was_downloaded_ahead_needs_no_hub_any_more(hub: FakeHub, tmp_path:
     done = download(HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
     assert done.returncode == 2
     assert "is gated" in done.stderr.splitlines()[-1]
+
+
+def test_a_download_ends_at_once_with_a_signal(hub: FakeHub, tmp_path: Path) -> None:
+    """Which it has to handle to hear it as a container's first process: hence its exit code, not the signal's own."""
+    begun, over = threading.Event(), threading.Event()
+    answer = hub.answer
+
+    def stalled(path: str) -> tuple[int, dict[str, str], bytes]:
+        if path.endswith(".safetensors"):
+            begun.set()
+            over.wait()
+        return answer(path)
+
+    hub.answer = stalled  # type: ignore[method-assign]
+    variables = clean_environment(HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+    command = [sys.executable, "-m", "leoserve", "download", NAME, "--download-dir", str(tmp_path)]
+    with subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert begun.wait(60)
+            process.terminate()
+            assert process.wait(30) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+            over.set()
 
 
 def test_a_download_that_was_cut_off_is_not_served_offline(hub: FakeHub, tmp_path: Path) -> None:

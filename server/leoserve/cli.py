@@ -2,7 +2,7 @@
 
 Exit codes: 0 after a signal, a download or the end of a chat; 1 after a chat from a pipe with a turn that failed, or
 whose reader left, and where no size fits; 2, with one line on stderr, for whatever a user can put right; 130 or 143
-when a signal came before the server was up, or a second one while it was stopping.
+when a signal came before the server was up or the download done, or a second one while it was stopping.
 """
 
 from __future__ import annotations
@@ -171,6 +171,9 @@ def run_size(flags: dict[str, Any]) -> int:
 
 
 def run_download(flags: dict[str, Any]) -> int:
+    # A container's first process does not hear a signal that nobody handles. Nothing is unwound, which would wait for
+    # the files that are under way; the next download goes on with them.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
     from leoserve.checkpoint import CheckpointError
     from leoserve.serve import locate
     from leoserve.settings import Settings, SettingsError
