@@ -278,9 +278,8 @@ def test_a_killed_worker_loses_its_answers_alone_frees_their_blocks_and_comes_ba
 def test_a_killed_engine_fails_the_answers_of_all_workers_and_is_started_again_once(
     server: Server, clients: list[Client]
 ) -> None:
+    old, watchers = engine(server), at_each(server)
     streams = [client.stream(3000) for client in clients]
-    old = engine(server)
-    watchers = at_each(server)
     old.kill()
     for stream in streams:
         assert b"is being restarted" in stream.read()
@@ -299,7 +298,7 @@ def test_a_signal_drains_all_workers_and_a_second_one_ends_them(serve: Serve, fo
     server = serve(folder, *options("--shutdown-grace", "60"))
     children = psutil.Process(server.process.pid).children(recursive=True)
     askers, watchers = at_each(server), at_each(server)
-    streams = [client.stream(tokens) for client, tokens in zip(askers, (60, 3000), strict=True)]
+    streams = [client.stream(tokens) for client, tokens in zip(askers, (600, 3000), strict=True)]
     server.process.send_signal(signal.SIGTERM)
     server.wait_for("stopping; running answers: 2")
     for watcher in watchers:
