@@ -53,6 +53,14 @@ def test_each_service_leads_to_the_leaders_of_one_deployment(name: str) -> None:
     assert sorted(reached) == sorted(servers)
 
 
+def test_a_groups_own_service_is_left_to_its_controller() -> None:
+    """It makes a headless one of the set's name, unless one of that name is there, and with it goes every pod's name."""
+    rendering = render(GROUP)
+    group = rendering.one("LeaderWorkerSet")["metadata"]["name"]
+    assert group not in {one["metadata"]["name"] for one in rendering.of("Service")}
+    assert f"leaderworkerset/{group} " in rendering.notes
+
+
 def test_a_groups_workers_are_reached_by_nobody_outside() -> None:
     rendering = render(merged(GROUP, at("podMonitor.enabled", True)))
     leader, worker = rendering.serving

@@ -68,15 +68,3 @@ The other templates here take such a `$d`: the root, the name, the deployment's 
 {{- define "leoserve.fewestReplicas" -}}
 {{- ternary .v.replicas .v.autoscaling.minReplicas (eq .v.autoscaling.by "none") | int }}
 {{- end }}
-
-{{/* Kind and version of what holds the pods. */}}
-{{- define "leoserve.workload" -}}
-{{- if gt (int .v.nodes) 1 -}}
-apiVersion: leaderworkerset.x-k8s.io/v1
-kind: LeaderWorkerSet
-{{- else -}}
-apiVersion: apps/v1
-kind: Deployment
-{{- end }}
-name: {{ .name | quote }}
-{{- end }}
