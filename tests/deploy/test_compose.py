@@ -92,6 +92,7 @@ def test_a_server_takes_its_options_and_is_given_the_time_to_end_its_answers(
     if "LEOSERVE_CONFIG" in ours:
         monkeypatch.setenv("LEOSERVE_CONFIG", str(given[ours["LEOSERVE_CONFIG"]]))
     settings = Settings.load()
+    assert settings.device == ("cuda" if "deploy" in server else "auto")
     assert seconds(server["stop_grace_period"]) == settings.shutdown_grace + 15
     assert settings.request_timeout is None or settings.shutdown_grace >= settings.request_timeout
 

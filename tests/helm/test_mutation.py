@@ -84,7 +84,7 @@ OTHERS: dict[str, list[Any]] = {
     "podSecurityContext": [{"runAsUser": 10002}],
     "securityContext": [{"runAsUser": 10002}],
     "options.root_path": ["/leo"],
-    "options.device": ["cuda"],
+    "options.device": ["auto"],
 }
 TEXTS = ["other", "/srv/other", "a/b", "https://example.org", "other.example.org", "2Gi", "30s", "50%"]
 TEXTS += [f"sha256:{'0' * 64}"]

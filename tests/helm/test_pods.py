@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -100,6 +101,18 @@ def test_another_option_makes_other_pods_and_another_key_does_not() -> None:
     first = checksums(max_num_seqs=8)
     assert first == checksums(max_num_seqs=8)  # although the key that was generated is another one
     assert first != checksums(max_num_seqs=9)
+
+
+def test_a_gpu_that_cannot_be_seen_is_no_reason_to_serve_on_the_cpu() -> None:
+    """As with a driver too old for the image: the server then says so, instead of running out of memory."""
+    assert options_of({})["device"] == "cuda"
+    assert options_of(at("options.device", "auto"))["device"] == "auto"
+    assert "device" not in options_of(example("cpu-demo"))
+
+
+def options_of(values: dict[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = yaml.safe_load(render(values).one("ConfigMap")["data"]["options.yaml"])
+    return options
 
 
 def test_a_rollout_needs_no_gpu_that_is_not_there() -> None:

@@ -68,7 +68,7 @@ def test_the_defaults_download_serve_and_end(serve: Serve, tmp_path: Path) -> No
         assert "model.safetensors" in hub.downloads
 
     # The hub is gone, as the network policy and HF_HUB_OFFLINE have it.
-    variables = node.variables(pod.server) | {"LEOSERVE_HOST": "127.0.0.1"}
+    variables = node.variables(pod.server) | {"LEOSERVE_HOST": "127.0.0.1", "LEOSERVE_DEVICE": "cpu"}
     assert pod.server["args"] == ["serve"]
     assert variables["HF_HUB_OFFLINE"] == "1"
     server = serve(None, env=variables)

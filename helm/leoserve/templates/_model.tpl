@@ -27,6 +27,8 @@
 {{- end }}
 {{- $_ := set $options "shutdown_grace" .v.options.request_timeout }}
 {{- $gpus := mul .v.gpu.count .v.nodes }}
+{{- /* A GPU that the driver does not show would be a model on the CPU, for which the memory is not there. */}}
+{{- if and (gt $gpus 0) (not (hasKey $options "device")) }}{{ $_ := set $options "device" "cuda" }}{{ end }}
 {{- if and (gt $gpus 1) (not (hasKey $options "tensor_parallel_size")) }}
 {{- $_ := set $options "tensor_parallel_size" $gpus }}
 {{- end }}

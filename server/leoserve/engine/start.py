@@ -250,7 +250,9 @@ def choose_device(asked: str) -> torch.device:
     if asked == "auto":
         asked = "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and not torch.cuda.is_available():
-        raise CannotStart("--device cuda: torch sees no GPU here; take --device cpu, or a torch build with CUDA")
+        built = f"its CUDA {torch.version.cuda} needs a driver that has it, see nvidia-smi"
+        why = built if torch.version.cuda else "it is a build without CUDA"
+        raise CannotStart(f"--device cuda: torch sees no GPU here; {why}; --device cpu does without")
     return torch.device("cuda", 0) if asked == "cuda" else torch.device("cpu")
 
 
