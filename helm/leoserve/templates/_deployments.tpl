@@ -63,8 +63,3 @@ The other templates here take such a `$d`: the root, the name, the deployment's 
 {{- define "leoserve.mostReplicas" -}}
 {{- ternary .v.replicas .v.autoscaling.maxReplicas (eq .v.autoscaling.by "none") | int }}
 {{- end }}
-
-{{/* Fewest replicas that there are. */}}
-{{- define "leoserve.fewestReplicas" -}}
-{{- ternary .v.replicas .v.autoscaling.minReplicas (eq .v.autoscaling.by "none") | int }}
-{{- end }}
