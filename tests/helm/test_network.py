@@ -54,7 +54,7 @@ def test_each_service_leads_to_the_leaders_of_one_deployment(name: str) -> None:
 
 
 def test_a_groups_own_service_is_left_to_its_controller() -> None:
-    """It makes a headless one of the set's name, unless one of that name is there, and with it goes every pod's name."""
+    """It makes a headless one of the set's name, unless one of that name is there; with it goes each pod's name."""
     rendering = render(GROUP)
     group = rendering.one("LeaderWorkerSet")["metadata"]["name"]
     assert group not in {one["metadata"]["name"] for one in rendering.of("Service")}
