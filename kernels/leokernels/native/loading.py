@@ -109,18 +109,18 @@ def library() -> Library:
     if why is not None or name is None:
         raise RuntimeError(f"the native library cannot be used: {why}")
     found = ctypes.CDLL(str(file_of(name)))
-    address, kind, length = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    address, kind, length, job = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
     signatures = {
         "pool_new": (address, [kind]),
         "packed_bytes": (length, [kind, length, length]),
         "pack": (None, [address, kind, address, length, length, address]),
         "multiply": (None, [address, kind, kind, address, address, address, length, length, length]),
+        "mask": (None, [address, address, length, address, address, length, address, length]),
+        "choose": (None, [address, job]),
+        "forward": (kind, [address, kind, job, job]),
+        "forward_bytes": (length, [kind, job, length]),
     }
-    signatures["mask"] = (None, [address, address, length, address, address, length, address, length])
-    signatures["choose"] = (None, [address, ctypes.c_char_p])
-    signatures |= {job: (None, [address, kind, ctypes.c_char_p]) for job in ("norm", "gate", "rope", "attention")}
-    text = ctypes.c_char_p
-    signatures |= {"forward": (kind, [address, kind, text, text]), "forward_bytes": (length, [kind, text, length])}
+    signatures |= {name: (None, [address, kind, job]) for name in ("norm", "gate", "rope", "attention")}
     functions: dict[str, Callable[..., object]] = {}
     for function, (result, arguments) in signatures.items():
         functions[function] = entry = getattr(found, f"leo_{function}")

@@ -1,8 +1,8 @@
 // Threads that share the tasks of one job at a time.
 //
 // Tasks are taken one by one, so that a thread which the system holds up costs the task that it has and no more. A
-// worker that finds nothing to do spins for some microseconds, since jobs follow each other within a step, and then
-// sleeps, since the cores belong to others between steps.
+// worker that finds nothing to do spins for some hundred microseconds, since jobs follow each other within a step, and
+// then sleeps, since the cores belong to others between steps.
 #pragma once
 
 #include <atomic>
