@@ -283,7 +283,6 @@ def test_a_killed_engine_fails_the_answers_of_all_workers_and_is_started_again_o
     old.kill()
     for stream in streams:
         assert b"is being restarted" in stream.read()
-    assert {watcher.get("/ready")[0] for watcher in watchers} <= {503, 200}
     for watcher in watchers:
         while watcher.get("/ready")[0] != 200:
             time.sleep(0.02)

@@ -80,8 +80,8 @@ def observed(serve_once: Serve, tmp_path_factory: pytest.TempPathFactory) -> Ite
     jobs = {PLAIN: {"targets": [address]}, OPERATED: {"targets": [address], "labels": pod_labels()}}
     with prometheus(program, tmp_path_factory.mktemp("prometheus"), jobs, RULES) as asked:
         start = time.time()
+        until(lambda: asked.number("count(leoserve_engine_restarts_total)") == len(jobs))  # an increase has a start
         with load(server.url):
-            until(lambda: asked.number("count(leoserve_engine_restarts_total)") == len(jobs))  # an increase has a start
             for series in COUNTED:
                 until(lambda series=series: asked.number(f"min({series})") >= 2)
             for deaths in (1, 2):

@@ -163,6 +163,9 @@ class EngineClient(Streams):
         if self.ready is None:
             self._enter("failed")
             return
+        goes_on = self.state != "draining"
+        if goes_on:  # before anyone is told: whose answer has failed finds the server not ready
+            self._enter("restarting")
         self.abandon(f"{self.failure} and is being restarted")
         self._unanswered = None
         if served is None:
@@ -170,8 +173,7 @@ class EngineClient(Streams):
         elif time.monotonic() - served > STABLE_AFTER:
             self._backoff = 0.0
         log.error("%s; restarting it in %g s", self.failure, self._backoff)
-        if self.state != "draining":
-            self._enter("restarting")
+        if goes_on:
             self._restart = asyncio.get_running_loop().create_task(self._respawn())
 
     async def _respawn(self) -> None:

@@ -126,6 +126,7 @@ class Member:
         if isinstance(error, EngineRefused):
             self.send(Refused(request_id, error.kind, error.message, error.param))
         else:
+            self.flush()  # how it is with the engine comes before what came of it
             self.send(Ended(request_id, str(error), error.state if isinstance(error, EngineUnavailable) else None))
 
     def end(self, request_id: str) -> None:
