@@ -52,9 +52,10 @@ def patterns() -> list[tuple[re.Pattern[str], dict[str, Any]]]:
 
 
 def operation_of(request: httpx.Request) -> dict[str, Any] | None:
+    method = "get" if request.method == "HEAD" else request.method.lower()
     for pattern, operations in patterns():
         if pattern.fullmatch(request.url.path):
-            found: dict[str, Any] | None = operations.get(request.method.lower())
+            found: dict[str, Any] | None = operations.get(method)
             return found
     return None
 
@@ -71,7 +72,8 @@ def resolved(value: dict[str, Any]) -> dict[str, Any]:
 async def check_response(response: httpx.Response) -> None:
     """What a client of the tests does with every response before the test sees it."""
     operation = operation_of(response.request)
-    if response.status_code >= 400:
+    bodiless = response.request.method == "HEAD"
+    if response.status_code >= 400 and not bodiless:
         await response.aread()
         check(response.json(), ERROR)
         check_fault(response)
@@ -87,6 +89,8 @@ async def check_response(response: httpx.Response) -> None:
     if media == "text/event-stream":
         assert isinstance(response.stream, httpx.AsyncByteStream)
         response.stream = CheckedStream(response.stream, schema["x-event-data"])
+    elif bodiless:
+        assert await response.aread() == b""
     elif media == "application/json":
         await response.aread()
         check(response.json(), schema)

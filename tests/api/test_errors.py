@@ -243,8 +243,11 @@ async def test_unknown_routes_and_wrong_methods_have_the_same_shape(server: Runn
     wrong = await server.http.get("/v1/chat/completions")
     assert (wrong.status_code, error_of(wrong)["code"]) == (405, "method_not_supported")
     assert wrong.headers["allow"] == "POST"
+    asked = await server.http.options("/health")
+    assert (asked.status_code, error_of(asked)["code"]) == (405, "method_not_supported")
+    assert asked.headers["allow"] == "GET, HEAD"
     several = await server.http.request("PUT", "/v1/responses/resp_1")
-    assert (several.status_code, several.headers["allow"]) == (405, "DELETE, GET")
+    assert (several.status_code, several.headers["allow"]) == (405, "DELETE, GET, HEAD")
 
 
 @pytest.mark.parametrize("path", ["chat", "completion"])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import leoserve
 from leoserve.engine.request import EngineStats
 
 from ..conftest import clean_environment
-from .conftest import Running
+from .conftest import Running, Start
 from .test_errors import error_of
 
 
@@ -41,6 +43,31 @@ async def test_health_follows_progress_and_ready_the_state(server: Running) -> N
     answer = await server.http.get("/health")
     assert answer.status_code == 503
     error_of(answer)
+
+
+HEADED = ("/health", "/ready", "/metrics", "/v1/models", "/v1/models/leo", "/version", "/openapi.json", "/docs", "/")
+
+
+@pytest.mark.parametrize("path", [*HEADED, "/v1/models/none", "/v1/responses/resp_1"])
+async def test_head_is_answered_as_get_is_without_the_body(start: Start, path: str) -> None:
+    server = await start(api_key=["key"])
+    for key in ("key", "wrong"):
+        headers = {"authorization": f"Bearer {key}", "x-request-id": "one"}
+        got, told = [await server.http.request(method, path, headers=headers) for method in ("GET", "HEAD")]
+        assert (told.status_code, told.content) == (got.status_code, b"")
+        differing = {"date", "content-length"} if path == "/metrics" else {"date"}  # which tells of the scrapes, too
+        assert told.headers.keys() == got.headers.keys()
+        assert {**told.headers, **dict.fromkeys(differing)} == {**got.headers, **dict.fromkeys(differing)}
+
+
+async def test_head_is_refused_where_get_is(server: Running) -> None:
+    """A balancer that asks by HEAD takes the server out as one that asks by GET does, and on the same connection."""
+    server.engine.state = "loading"
+    assert (await server.http.head("/ready")).status_code == 503
+    assert (await server.http.head("/v1/completions")).status_code == 405
+    assert (await server.http.head("/nowhere")).status_code == 404
+    server.engine.state = "ready"
+    assert (await server.http.head("/ready")).status_code == 200
 
 
 async def test_the_version_is_told(server: Running) -> None:

@@ -41,6 +41,8 @@ def routes(keys: Keys) -> tuple[APIRouter, APIRouter]:
     add_watching(anyone)
     add_generating(keyed)
     add_telling(keyed)
+    for router in (anyone, keyed):
+        add_heads(router)
     return anyone, keyed
 
 
@@ -152,6 +154,13 @@ def add_telling(router: APIRouter) -> None:
     router.add_api_route("/", docs.entrance, methods=["GET"], include_in_schema=False)
 
 
+def add_heads(router: APIRouter) -> None:
+    """HEAD wherever GET is taken: the same answer (RFC 9110, 9.3.2), whose body the HTTP server keeps back. The OpenAPI
+    document says so in its description: an operation of its own for each would be one more method of every client."""
+    for route in [one for one in router.routes if isinstance(one, Route) and "GET" in one.methods]:
+        router.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
+
+
 def create_app(context: ServerContext) -> FastAPI:
     """The server's ASGI application. Raises SettingsError when the file of keys cannot be read."""
     settings = context.settings
@@ -164,7 +173,7 @@ def create_app(context: ServerContext) -> FastAPI:
     app = FastAPI(
         title="leoserve",
         version=leoserve.__version__,
-        description="OpenAI-compatible inference server for LeoLM.",
+        description="OpenAI-compatible inference server for LeoLM. HEAD is answered wherever GET is, without the body.",
         lifespan=lifespan,
         openapi_url=None,  # FastAPI's own pages need no key and load scripts from elsewhere; ours are in `routes`
         redirect_slashes=False,

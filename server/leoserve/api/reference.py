@@ -21,8 +21,8 @@ HEAD = """# The API, field by field
 
 Made by `python -m leoserve.api.reference` from the models that check requests; a running server says the same at
 `/openapi.json`, and at `/docs` for people. Fields without a default are required; every other one may also be null,
-which means its default. Pages that explain more: [structured output](structured-output.md), [tools](tools.md),
-[responses](responses.md), [evaluation](evaluate.md).
+which means its default. HEAD is answered wherever GET is, without the body. Pages that explain more:
+[structured output](structured-output.md), [tools](tools.md), [responses](responses.md), [evaluation](evaluate.md).
 """
 NO_EFFECT, REFUSED = "without effect", "Not supported"
 GENERATING = {"ChatRequest": "chat", "CompletionRequest": "completions"}
