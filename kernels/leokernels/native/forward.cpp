@@ -44,6 +44,11 @@ bool all_below(const int64_t* numbers, int64_t count, int64_t end) {
     return true;
 }
 
+struct Weight {
+    const void* packed = nullptr;
+    int64_t columns = 0, depth = 0;
+};
+
 struct Forward {
     void* pool;
     int kind;
@@ -52,9 +57,21 @@ struct Forward {
     Work work;
     int64_t rows;  // that are still computed
 
-    void multiply(const void* x, const void* packed, void* y, int64_t columns, int64_t depth) {
-        leo_multiply(pool, kind, 0, x, packed, y, rows, columns, depth);
+    // `next`: the product after this one.
+    void multiply(const void* x, const Weight& weight, void* y, const Weight& next) {
+        if (next.packed) leo_expect(pool, kind, next.packed, rows, next.columns, next.depth);
+        leo_multiply(pool, kind, 0, x, weight.packed, y, rows, weight.columns, weight.depth);
     }
+
+    Weight qkv(const LeoLayer& layer) const {
+        const LeoNetwork& n = network;
+        return {layer.qkv, (n.heads + 2 * n.kv_heads) * n.head_dim, n.hidden};
+    }
+    Weight output(const LeoLayer& layer) const {
+        return {layer.output, network.hidden, network.heads * network.head_dim};
+    }
+    Weight gate_up(const LeoLayer& layer) const { return {layer.gate_up, 2 * network.inner, network.hidden}; }
+    Weight down(const LeoLayer& layer) const { return {layer.down, network.hidden, network.inner}; }
 
     // The sum of x and the residual, unless there is none yet, becomes the residual; its norm goes to `normed`.
     void norm(const void* weight, bool first, void* normed) {
@@ -65,7 +82,7 @@ struct Forward {
 
     void attend(const LeoLayer& layer) {
         const LeoNetwork& n = network;
-        multiply(work.normed, layer.qkv, work.qkv, (n.heads + 2 * n.kv_heads) * n.head_dim, n.hidden);
+        multiply(work.normed, qkv(layer), work.qkv, output(layer));
         const LeoRope rope{work.qkv, work.angles, job.slots, work.query, layer.keys, layer.values, rows,
                            rows, n.heads, n.kv_heads, n.head_dim, n.block_size};
         leo_rope(pool, kind, &rope);
@@ -91,12 +108,13 @@ struct Forward {
             norm(layer.attention_norm, number == 0, work.normed);
             attend(layer);
             if (number == n.count - 1 && job.wanted) keep_wanted();
-            multiply(work.mixed, layer.output, work.x, n.hidden, n.heads * n.head_dim);
+            multiply(work.mixed, output(layer), work.x, gate_up(layer));
             norm(layer.mlp_norm, false, work.normed);
-            multiply(work.normed, layer.gate_up, work.gate_up, 2 * n.inner, n.hidden);
+            multiply(work.normed, gate_up(layer), work.gate_up, down(layer));
             const LeoGate gate{work.gate_up, work.inner, rows, n.inner};
             leo_gate(pool, kind, &gate);
-            multiply(work.inner, layer.down, work.x, n.hidden, n.inner);
+            const bool more = number < n.count - 1;
+            multiply(work.inner, down(layer), work.x, more ? qkv(n.layers[number + 1]) : Weight{});
         }
         norm(n.norm, false, job.out);
     }

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from leokernels.contract import AttentionMetadata, KVCache
 from leokernels.native.loading import KINDS, library, pool
+from leokernels.native.memory import Slabs
 
 # The structures of leonative.h, field by field.
 _NORM = struct.Struct("@5P2qf")
 _GATE = struct.Struct("@2P2q")
 _ROPE = struct.Struct("@6P6q")
 _ATTENTION = struct.Struct("@7P7qf")
+_SLABS = Slabs()
 
 
 class Packed:
@@ -27,7 +29,7 @@ class Packed:
         self.shape = (weight.shape[0], weight.shape[1])
         weight = weight.contiguous()
         at = library()
-        self._bytes = torch.empty(at.packed_bytes(self.kind, *self.shape), dtype=torch.uint8)
+        self._bytes = _SLABS.take(at.packed_bytes(self.kind, *self.shape))
         self.address = self._bytes.data_ptr()
         at.pack(pool(), self.kind, weight.data_ptr(), *self.shape, self.address)
 

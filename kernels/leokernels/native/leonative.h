@@ -94,6 +94,8 @@ void leo_pack(void* pool, int kind, const void* weight, int64_t columns, int64_t
 // x [rows, depth] times the packed weight's transpose -> y [rows, columns], of `kind`, or float32 if `wide`
 void leo_multiply(void* pool, int kind, int wide, const void* x, const void* packed, void* y, int64_t rows,
                   int64_t columns, int64_t depth);
+// These weights come next: threads that have nothing to do begin to fetch them. Says nothing of what is computed.
+void leo_expect(void* pool, int kind, const void* packed, int64_t rows, int64_t columns, int64_t depth);
 
 void leo_norm(void* pool, int kind, const LeoNorm* job);
 void leo_gate(void* pool, int kind, const LeoGate* job);

@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include <algorithm>
+
 static inline void pause_thread() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -9,10 +11,18 @@ static inline void pause_thread() {
 constexpr int SPINS = 5000;    // some hundred microseconds: longer than what lies between two products of a step
 constexpr int PATIENCE = 1000;  // spins of the caller, longer than a task, before it sleeps
 
-static inline uint32_t number_of(uint64_t ticket) { return (uint32_t)(ticket >> 32); }
-static inline int task_of(uint64_t ticket) { return (int)(uint32_t)ticket; }
+// The tasks that are left of a thread's part: 24 bits of the job's number, 20 of the first, 20 of the end.
+constexpr uint64_t BITS = 20, MOST = (1u << BITS) - 1;
+static inline uint64_t tasks_of(uint64_t number, uint64_t first, uint64_t end) {
+    return number << 2 * BITS | first << BITS | end;
+}
+static inline int first_of(uint64_t tasks) { return (int)(tasks >> BITS & MOST); }
+static inline int end_of(uint64_t tasks) { return (int)(tasks & MOST); }
 
-Pool::Pool(int threads) {
+// Memory to be fetched: its address, and in the 10 bits that are free below an address of 54, how many pieces.
+constexpr int64_t LINE = 64, PIECE = 16 * LINE, MOST_PIECES = 1023;
+
+Pool::Pool(int threads) : total(threads), own(new Own[threads]) {
     for (int thread = 1; thread < threads; thread++) workers.emplace_back([this, thread] { work(thread); });
 }
 
@@ -23,67 +33,89 @@ Pool::~Pool() {
     for (auto& worker : workers) worker.join();
 }
 
-// One task of the present job, if any is left. A ticket is only taken if nothing was changed since it was looked at, so
-// that a thread which was held up never takes one job's task with another's function.
+// One task of the present job, if any is left: the next of the thread's own, else the last of another's. It is only
+// taken if nothing was changed since it was looked at, so that a thread which was held up never takes one job's task
+// with another's function.
 bool Pool::take(int thread) {
-    uint64_t seen = ticket.load(std::memory_order_acquire);
-    for (;;) {
-        Task function = task.load(std::memory_order_relaxed);
-        void* argument = job.load(std::memory_order_relaxed);
-        int tasks = count.load(std::memory_order_relaxed);
-        if (task_of(seen) >= tasks) return false;
-        if (ticket.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
-            function(argument, task_of(seen), thread);
-            done.fetch_add(1, std::memory_order_seq_cst);
-            if (caller_asleep.load(std::memory_order_seq_cst)) done.notify_one();
-            return true;
+    for (int step = 0, owner = thread; step < threads(); step++, owner = owner + 1 < threads() ? owner + 1 : 0) {
+        std::atomic<uint64_t>& tasks = own[owner].tasks;
+        uint64_t seen = tasks.load(std::memory_order_acquire);
+        while (first_of(seen) < end_of(seen)) {
+            Task function = task.load(std::memory_order_relaxed);
+            void* argument = job.load(std::memory_order_relaxed);
+            const uint64_t left = step ? seen - 1 : seen + (1u << BITS);
+            if (tasks.compare_exchange_weak(seen, left, std::memory_order_acq_rel, std::memory_order_acquire)) {
+                function(argument, step ? end_of(seen) - 1 : first_of(seen), thread);
+                done.fetch_add(1, std::memory_order_seq_cst);
+                if (caller_asleep.load(std::memory_order_seq_cst)) done.notify_one();
+                return true;
+            }
         }
     }
+    return false;
 }
 
-void Pool::run(Task function, void* argument, int tasks) {
-    if (workers.empty() || tasks <= 1) {
-        for (int number = 0; number < tasks; number++) function(argument, number, 0);
+void Pool::run(Task function, void* argument, int count) {
+    if (workers.empty() || count <= 1) {
+        for (int each = 0; each < count; each++) function(argument, each, 0);
         return;
     }
-    // Until the new ticket is out, the old one has no task left: nobody uses what is written here.
-    uint32_t number = number_of(ticket.load(std::memory_order_relaxed)) + 1;
-    ticket.store((uint64_t)number << 32 | 0x7FFFFFFFu, std::memory_order_seq_cst);
+    // No task of the last job is left: nobody uses what is written here before there are tasks again.
+    number++;
     done.store(0, std::memory_order_relaxed);
     task.store(function, std::memory_order_relaxed);
     job.store(argument, std::memory_order_relaxed);
-    count.store(tasks, std::memory_order_relaxed);
-    ticket.store((uint64_t)(number + 1) << 32, std::memory_order_seq_cst);
+    for (int thread = threads(); thread--;)
+        own[thread].tasks.store(tasks_of(number, part(thread, count), part(thread + 1, count)), std::memory_order_seq_cst);
     if (asleep.load(std::memory_order_seq_cst)) {
         wake.fetch_add(1, std::memory_order_seq_cst);
         wake.notify_all();
     }
     while (take(0)) {
     }
-    for (int spins = 0; spins < PATIENCE && done.load(std::memory_order_acquire) < tasks; spins++) pause_thread();
+    for (int spins = 0; spins < PATIENCE && done.load(std::memory_order_acquire) < count; spins++)
+        if (!fetch_expected(0)) pause_thread();
     // A worker whose core the system gave to another process has a task still. Asleep, the caller leaves it its own
     // core; spinning or yielding, it would be waiting for the other process' time to end.
     caller_asleep.store(true, std::memory_order_seq_cst);
-    for (int seen; (seen = done.load(std::memory_order_seq_cst)) < tasks;) done.wait(seen, std::memory_order_seq_cst);
+    for (int seen; (seen = done.load(std::memory_order_seq_cst)) < count;) done.wait(seen, std::memory_order_seq_cst);
     caller_asleep.store(false, std::memory_order_relaxed);
+}
+
+void Pool::expect(int thread, const void* begin, int64_t bytes) {
+    const uint64_t pieces = std::clamp(bytes / PIECE, (int64_t)0, MOST_PIECES);
+    own[thread].expected.store((uint64_t)begin / LINE * LINE << 10 | pieces, std::memory_order_relaxed);
+}
+
+// One piece of what the thread expects, if any is left. That it is another's by now does no harm.
+bool Pool::fetch_expected(int thread) {
+    uint64_t seen = own[thread].expected.load(std::memory_order_relaxed);
+    const uint64_t pieces = seen & MOST_PIECES;
+    if (!pieces) return false;
+    const char* begin = (const char*)(seen >> 10);
+    for (int64_t at = 0; at < PIECE; at += LINE) __builtin_prefetch(begin + at, 0, 2);
+    own[thread].expected.compare_exchange_strong(seen, (uint64_t)(begin + PIECE) << 10 | (pieces - 1),
+                                                 std::memory_order_relaxed);
+    return true;
 }
 
 void Pool::work(int thread) {
     while (!stopping.load(std::memory_order_relaxed)) {
-        int spins = 0;
-        while (spins < SPINS) {
-            if (take(thread)) {
+        for (int spins = 0; spins < SPINS; spins++) {
+            if (take(thread))
                 spins = 0;
-            } else {
+            else if (!fetch_expected(thread))
                 pause_thread();
-                spins++;
-            }
         }
         uint32_t seen = wake.load(std::memory_order_seq_cst);
         asleep.fetch_add(1, std::memory_order_seq_cst);
         // A job that was put up before this thread counted as asleep has not woken it: look once more.
-        uint64_t now = ticket.load(std::memory_order_seq_cst);
-        if (task_of(now) >= count.load(std::memory_order_seq_cst) && !stopping) wake.wait(seen);
+        bool found = stopping;
+        for (int owner = 0; owner < threads(); owner++) {
+            const uint64_t tasks = own[owner].tasks.load(std::memory_order_seq_cst);
+            found = found || first_of(tasks) < end_of(tasks);
+        }
+        if (!found) wake.wait(seen);
         asleep.fetch_sub(1, std::memory_order_seq_cst);
     }
 }

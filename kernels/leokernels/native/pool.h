@@ -1,12 +1,14 @@
 // Threads that share the tasks of one job at a time.
 //
-// Tasks are taken one by one, so that a thread which the system holds up costs the task that it has and no more. A
-// worker that finds nothing to do spins for some hundred microseconds, since jobs follow each other within a step, and
-// then sleeps, since the cores belong to others between steps.
+// Each thread has its part of a job's tasks, in order, so that it reads memory from one end to the other; one that is
+// done takes the last ones of others, so that a thread which the system holds up costs the task that it has and no
+// more. A worker that finds nothing to do spins for some hundred microseconds, since jobs follow each other within a
+// step, and then sleeps, since the cores belong to others between steps. While it spins it fetches what it will read.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -19,21 +21,34 @@ public:
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
-    int threads() const { return 1 + (int)workers.size(); }
+    int threads() const { return total; }
 
     // Call `task` with every number below `count`, each once, in any order, and return when all are done. From one
-    // thread at a time; `thread` is below threads(), and 0 is the caller.
+    // thread at a time; `thread` is below threads(), and 0 is the caller. `count` is below 2 ** 20.
     void run(Task task, void* job, int count);
+
+    // Which of a job's tasks are a thread's own: from part(t) to part(t + 1).
+    int part(int thread, int count) const { return (int)((int64_t)count * thread / threads()); }
+
+    // This memory is what a thread will read next: in its idle moments it brings the beginning of it into its cache.
+    void expect(int thread, const void* begin, int64_t bytes);
 
 private:
     void work(int thread);
     bool take(int thread);
+    bool fetch_expected(int thread);
 
+    struct alignas(64) Own {
+        std::atomic<uint64_t> tasks{0};     // that are left of its part: the job's number, the first and the end
+        std::atomic<uint64_t> expected{0};  // memory that is not fetched yet: where, and how much
+    };
+
+    const int total;
     std::vector<std::thread> workers;
-    std::atomic<uint64_t> ticket{0};  // the job's number, above the number of the next task
+    std::unique_ptr<Own[]> own;  // by thread
+    uint64_t number = 0;         // of jobs
     std::atomic<Task> task{nullptr};
     std::atomic<void*> job{nullptr};
-    std::atomic<int> count{0};
     std::atomic<int> done{0};
     std::atomic<bool> caller_asleep{false};
     std::atomic<int> asleep{0};

@@ -15,6 +15,7 @@
 namespace {
 
 constexpr int PANEL = 2 * LANES;  // columns
+constexpr int WIDEST = 4;         // panels of one block
 // Accumulators for so many rows, the weights and one element of x fit into the registers.
 constexpr int MOST_ROWS = LANES == 16 ? 12 : 4;
 constexpr long CHUNK_BYTES = 768 << 10;  // of rows of x that a thread works on: a part of the second-level cache
@@ -145,7 +146,7 @@ void block(const Job<T, Out>& job, const Taken<T>* x, long stride, long row, lon
 template <class T, class Out, int ROWS>
 void rows_by(const Job<T, Out>& job, const Taken<T>* x, long stride, long row, long first, long last,
              long ahead) {
-    constexpr int WIDE = ROWS == 1 ? 4 : ROWS <= 3 ? 2 : 1;
+    constexpr int WIDE = ROWS == 1 ? WIDEST : ROWS <= 3 ? 2 : 1;
     if (!ahead) ahead = ROWS == 1 ? AHEAD_ONE : AHEAD;
     for (; first + WIDE <= last; first += WIDE) block<T, Out, ROWS, WIDE>(job, x, stride, row, first, ahead);
     for (; first < last; first++) block<T, Out, ROWS, 1>(job, x, stride, row, first, ahead);
@@ -181,31 +182,44 @@ long split_evenly(long total, long most) {
     return (total + parts - 1) / parts;
 }
 
+// How a product is cut into tasks: rows of x by panels.
+struct Cut {
+    long chunk, chunks;  // rows of a task, and how many such parts there are
+    long group, groups;  // the same of panels
+
+    template <class T, class Out>
+    Cut(const Job<T, Out>& job, int threads) {
+        const long stride = TAKEN<T> * job.steps();
+        const long most = std::clamp(CHUNK_BYTES / (stride * 4), 2L * MOST_ROWS, 8L * MOST_ROWS);
+        chunk = split_evenly(job.rows, most);
+        chunks = (job.rows + chunk - 1) / chunk;
+        // Panels of a task: enough to be worth taking, few enough to share. Reads at 17 bytes, computes at 60
+        // operations a ns.
+        const long panel_ns = std::max(job.panel_bytes() / 17, chunk * job.steps() * PANEL * 4 / 60) + 1;
+        const long fair = std::max(1L, job.panels() * chunks / (4L * threads));
+        group = std::max(1L, std::min(fair, TASK_NANOSECONDS / panel_ns) / WIDEST) * WIDEST;
+        groups = (job.panels() + group - 1) / group;
+    }
+};
+
 template <class T, class Out>
 void multiply(Pool& pool, const Job<T, Out>& job) {
     if (!job.rows) return;
     const long stride = TAKEN<T> * job.steps();
-    long most = std::clamp(CHUNK_BYTES / (stride * 4), 2L * MOST_ROWS, 8L * MOST_ROWS);
-    const long chunk = split_evenly(job.rows, most);  // rows of a task
-    const long chunks = (job.rows + chunk - 1) / chunk;
-    // Panels of a task: enough to be worth taking, few enough to share. Reads at 20 bytes, computes at 60 operations a ns.
-    const long panel_ns = std::max(job.panel_bytes() / 20, chunk * job.steps() * PANEL * 4 / 60) + 1;
-    const long fair = std::max(1L, job.panels() * chunks / (4L * pool.threads()));
-    const long group = (std::max(4L, std::min(fair, TASK_NANOSECONDS / panel_ns)) + 3) / 4 * 4;  // whole wide blocks
-    const long groups = (job.panels() + group - 1) / group;
+    const Cut cut(job, pool.threads());
     std::vector<long> taken(pool.threads(), -1);
-    parallel(pool, (int)(chunks * groups), [&](int task, int thread) {
+    parallel(pool, (int)(cut.chunks * cut.groups), [&](int task, int thread) {
         static thread_local std::vector<Taken<T>> rows_of_x;
-        const long begin = task / groups * chunk, count = std::min(chunk, job.rows - begin);
-        const long first = task % groups * group, last = std::min(first + group, job.panels());
+        const long begin = task / cut.groups * cut.chunk, count = std::min(cut.chunk, job.rows - begin);
+        const long first = task % cut.groups * cut.group, last = std::min(first + cut.group, job.panels());
         const long rows = split_evenly(count, MOST_ROWS);
         if (taken[thread] != begin) {
-            if ((long)rows_of_x.size() < chunk * stride) rows_of_x.resize(chunk * stride);
+            if ((long)rows_of_x.size() < cut.chunk * stride) rows_of_x.resize(cut.chunk * stride);
             take_rows(job.x + begin * job.depth, count, job.depth, stride, rows_of_x.data());
             taken[thread] = begin;
         }
         // A few panels at a time by all rows: they stay in the cache from the first block of rows to the last.
-        const long together = count <= 3 ? group : 1;
+        const long together = count <= 3 ? cut.group : 1;
         for (long panel = first; panel < last; panel += together)
             for (long row = 0; row < count; row += rows) {
                 // The last of several blocks finds its panel in the cache: meanwhile the next one can be fetched.
@@ -214,6 +228,19 @@ void multiply(Pool& pool, const Job<T, Out>& job) {
                                              begin + row, panel, std::min(panel + together, last), ahead);
             }
     });
+}
+
+// Each thread is told where its part of the weights begins. Where a weight is read once for many rows, computing is what
+// takes the time.
+template <class T>
+void expect(Pool& pool, const Job<T, T>& job) {
+    if (job.rows > MOST_ROWS) return;
+    const Cut cut(job, pool.threads());
+    for (int thread = 0; thread < pool.threads(); thread++) {
+        const long first = pool.part(thread, (int)cut.groups) * cut.group;
+        const long last = std::min(pool.part(thread + 1, (int)cut.groups) * cut.group, job.panels());
+        pool.expect(thread, job.packed + first * job.panel_bytes(), (last - first) * job.panel_bytes());
+    }
 }
 
 template <class T>
@@ -253,6 +280,14 @@ void leo_pack(void* pool, int kind, const void* weight, int64_t columns, int64_t
         pack_weight(*(Pool*)pool, (const BFloat16*)weight, columns, depth, (char*)packed);
     else
         pack_weight(*(Pool*)pool, (const float*)weight, columns, depth, (char*)packed);
+}
+
+void leo_expect(void* pool, int kind, const void* packed, int64_t rows, int64_t columns, int64_t depth) {
+    const char* weights = (const char*)packed;
+    if (kind == LEO_BFLOAT16)
+        expect(*(Pool*)pool, Job<BFloat16, BFloat16>{nullptr, weights, nullptr, rows, columns, depth});
+    else
+        expect(*(Pool*)pool, Job<float, float>{nullptr, weights, nullptr, rows, columns, depth});
 }
 
 void leo_multiply(void* pool, int kind, int wide, const void* x, const void* packed, void* y, int64_t rows,
