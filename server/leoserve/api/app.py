@@ -157,7 +157,7 @@ def add_telling(router: APIRouter) -> None:
 def add_heads(router: APIRouter) -> None:
     """HEAD wherever GET is taken: the same answer (RFC 9110, 9.3.2), whose body the HTTP server keeps back. The OpenAPI
     document says so in its description: an operation of its own for each would be one more method of every client."""
-    for route in [one for one in router.routes if isinstance(one, Route) and "GET" in one.methods]:
+    for route in [one for one in router.routes if isinstance(one, Route) and "GET" in (one.methods or ())]:
         router.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
 
 
