@@ -120,14 +120,83 @@ async def test_a_head_that_does_not_end_in_time_is_a_408(server: Running, monkey
         assert await reader.read() == b""  # not a byte: nothing to answer
 
 
-async def test_a_body_that_does_not_end_in_time_ends_the_connection(
-    server: Running, monkeypatch: pytest.MonkeyPatch
+UNFINISHED = {"declared": "Content-Length: 10\r\n\r\n{", "chunked": "Transfer-Encoding: chunked\r\n\r\na\r\n{"}
+
+
+@pytest.mark.parametrize("body", UNFINISHED.values(), ids=UNFINISHED)
+async def test_a_body_that_does_not_end_in_time_is_a_408(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, body: str
 ) -> None:
     monkeypatch.setattr(connection, "BODY_SECONDS", 0.05)
-    async with wire(server) as (reader, writer):
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
-        assert await reader.read() == b""
+    with caplog.at_level("INFO", "leoserve.request"):
+        async with wire(server) as (reader, writer):
+            writer.write(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\n{body}".encode())
+            refused = await answer(reader)
+            assert (refused.status_code, refused.headers["connection"]) == (408, "close")
+            assert error_of(refused)["code"] == "request_timeout"
+            assert await reader.read() == b""
+        await counted(server, 'leoserve_responses_total{status="408"} 1.0')
     assert server.context.admission.requests == 0
+    told = (await server.http.get("/metrics")).text
+    assert 'leoserve_requests_rejected_total{reason="timeout"} 1.0' in told
+    assert 'leoserve_responses_total{status="499"} 0.0' in told
+    assert [(record.__dict__["status"], bool(record.__dict__["error"])) for record in caplog.records] == [(408, True)]
+
+
+async def counted(server: Running, line: str) -> None:
+    """The server has counted, which it does after the client has its answer."""
+    async with asyncio.timeout(60):
+        while line not in (await server.http.get("/metrics")).text:
+            await asyncio.sleep(0.001)
+
+
+async def test_a_body_that_does_not_end_after_its_answer_gets_no_second_one(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seconds, rest in ((0.05, b""), (300.0, b"no chunk")):
+        monkeypatch.setattr(connection, "BODY_SECONDS", seconds)
+        async with wire(server) as (reader, writer):
+            writer.write(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            assert (await answer(reader)).status_code == 404
+            writer.write(rest)
+            assert await reader.read() == b""
+
+
+async def test_the_body_of_a_request_that_waits_for_an_answer_before_it_has_its_time_after_that(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = b'{"model": "leo", "prompt": "Hallo"}'
+    post = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    server.engine.pause_after = 0
+    server.engine.resume.clear()
+    looked = asyncio.Event()
+    too_slow = connection.Connection._too_slow
+
+    def look(self: connection.Connection) -> None:
+        monkeypatch.setattr(connection, "BODY_SECONDS", 300.0)
+        too_slow(self)
+        looked.set()
+
+    monkeypatch.setattr(connection.Connection, "_too_slow", look)
+    async with wire(server) as (reader, writer):
+        writer.write(post + body)
+        while not server.engine.requests:
+            await asyncio.sleep(0)
+        monkeypatch.setattr(connection, "BODY_SECONDS", 0.05)
+        writer.write(post)
+        await looked.wait()  # and the time has begun again
+        server.engine.resume.set()
+        assert (await answer(reader)).status_code == 200
+        writer.write(body)
+        assert (await answer(reader)).status_code == 200
+
+
+async def test_a_head_request_that_is_refused_gets_no_body(server: Running) -> None:
+    async with wire(server) as (reader, writer):
+        writer.write(b"HEAD" + get("/v1/models", "X-Long: " + "x" * MAX_HEAD_BYTES)[3:])
+        refused = await reader.read()
+        assert refused.startswith(b"HTTP/1.1 431 ")
+        assert refused.endswith(b"\r\n\r\n")
 
 
 async def test_beyond_the_connections_that_are_served_only_the_watching_routes_answer(

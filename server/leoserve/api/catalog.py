@@ -66,7 +66,12 @@ FAULTS = (
     Fault(404, "invalid_request_error", ("unknown_url",), "There is no such route."),
     Fault(404, "invalid_request_error", (None,), "A response is asked for, and this server keeps none."),
     Fault(405, "invalid_request_error", ("method_not_supported",), "The route takes another method.", ("Allow",)),
-    Fault(408, "invalid_request_error", ("request_timeout",), "The request's header did not come to its end in 30 s."),
+    Fault(
+        408,
+        "invalid_request_error",
+        ("request_timeout",),
+        "The request's header did not come to its end in 30 s, or its body in 300 s.",
+    ),
     Fault(413, "invalid_request_error", ("request_too_large",), "The body is larger than `--max-body-bytes`."),
     Fault(415, "invalid_request_error", ("unsupported_media",), "The body is not `application/json`."),
     Fault(

@@ -43,6 +43,7 @@ class Connection(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._head_bytes = 0  # of the fields that are complete
         self._fields = 0
+        self._bodiless = False  # what answers this request, which is a HEAD
         self._fruitless = 0  # bytes received since the last that brought a message further
         self._heard = False
         self._fault: ApiError | None = None
@@ -80,12 +81,14 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._progress()
         self._head_bytes = self._fields = 0
+        self._bodiless = False
         if self._phase == "idle":
             self._begin_head()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
+        self._bodiless = self.parser.get_method() == b"HEAD"
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -95,11 +98,11 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._progress()
-        self._phase = "body"
-        self._arm(BODY_SECONDS)
         watching = httptools.parse_url(self.url).path in WATCHED
         self.app = self._served if watching or not self._too_many else self._served_later
         super().on_headers_complete()
+        self._phase = "body"  # and `cycle` is this request's
+        self._arm(BODY_SECONDS)
 
     def on_body(self, body: bytes) -> None:
         self._progress()
@@ -157,30 +160,44 @@ class Connection(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
 
+    @property
+    def _answering_another(self) -> bool:
+        """An earlier request's answer is not complete; until it is, what follows need not be read on."""
+        if self._phase == "body":
+            return bool(self.pipeline)
+        return self.cycle is not None and not self.cycle.response_complete
+
     def _too_slow(self) -> None:
-        answering = self.cycle is not None and not self.cycle.response_complete
-        if self._phase == "head" and answering:
-            self._arm(HEAD_SECONDS)  # the next request's head, which is not read on while an answer is being sent
-        elif self._phase == "head":
-            self._refuse(ApiError(408, "The request did not come to its end in time.", code="request_timeout"))
+        if self._phase == "idle":
+            self.transport.close()  # not a byte came: there is nothing to answer
+        elif self._answering_another:
+            self._arm(BODY_SECONDS if self._phase == "body" else HEAD_SECONDS)
         else:
-            self.transport.close()
+            self._refuse(ApiError(408, "The request did not come to its end in time.", code="request_timeout"))
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer with `error`, unless another answer is due before, and take no more from this client."""
+        """Answer with `error`, unless another answer is due before or this one has begun, and take no more from this
+        client."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
-        self._reject(error)
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            if self._phase != "body" or cycle.response_started or self.pipeline:
-                self.transport.close()
-                return
-            cycle.disconnected = True  # the application, which waits for the rest of this body, has no more to say
-            cycle.message_event.set()
+        answered = self._phase == "body" and self.cycle.response_started
+        if not answered:
+            self._reject(error)
+        if answered or self._answering_another:
+            self.transport.close()
+            return
+        if self._phase == "body":
+            # The application, which waits for the rest of this body, has no more to say than that this was the end.
+            self.cycle.scope["state"]["refused"] = error
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         elif self.metrics is not None:
             self.metrics.responded(error.status)
+        self._send_last(error)
+
+    def _send_last(self, error: ApiError) -> None:
+        """Write `error` and end what this side sends."""
         body = msgspec.json.encode(error.body())
         headers = [
             *self.server_state.default_headers,
@@ -191,7 +208,7 @@ class Connection(HttpToolsProtocol):
         ]
         lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
         lines += [name + b": " + value for name, value in headers]
-        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        self.transport.write(b"\r\n".join([*lines, b"", b"" if self._bodiless else body]))
         self.transport.write_eof()
         self._disarm()
         self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.close)

@@ -29,7 +29,7 @@ class RequestId:
 
     At the end of a request, stream and all, it closes the record that the route left in `request.state.record`, settles
     the charge in `request.state.charge`, and counts how the request ended. A request that the server's end cancels is
-    told so.
+    told so; one whose connection was refused while its body came has the error in `request.state.refused`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -72,10 +72,15 @@ def close(state: dict[str, Any], status: int, *, counted: bool) -> None:
     """The request has ended: settle, count and log what it was."""
     record: Record | None = state.get("record")
     charge: Charge | None = state.get("charge")
+    refused: ApiError | None = state.get("refused")
+    if refused is not None:
+        status = refused.status
     if charge is not None:
         computed = record is not None and record.outputs > 0
         charge.settle(record.prompt_tokens + record.generated_tokens if record is not None and computed else 0)
     if record is not None:
+        if refused is not None:
+            record.fail(refused)
         status = record.close(status)
     metrics: Metrics | None = state.get("metrics")
     if metrics is not None and counted:
