@@ -22,6 +22,11 @@ from .prometheus import INTERVAL, Prometheus, prometheus
 
 # Small enough that answers wait, are refused, and are interrupted for want of blocks.
 SMALL = ("--max-num-seqs", "6", "--max-waiting-requests", "4", "--num-kv-blocks", "40", "--no-log-requests")
+ENGINE, WORKER = "leoserve.engine.process", "leoserve.workers.process"
+RESTARTS = {  # counter and alert, by who dies
+    ENGINE: ("leoserve_engine_restarts_total", "LeoserveRestarting"),
+    WORKER: ("leoserve_api_worker_restarts_total", "LeoserveWorkersRestarting"),
+}
 # The chart, by who scales.
 SCALED = {
     by: render({"autoscaling": {"by": by, "prometheus": "http://prometheus"}, "podMonitor": {"enabled": True}})
@@ -66,29 +71,37 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.1)
 
 
-def kill_engine(server: Server) -> None:
-    (engine,) = psutil.Process(server.process.pid).children()
-    engine.kill()
+def kill(server: Server, module: str) -> None:
+    """One of the server's processes that run this module."""
+    children = psutil.Process(server.process.pid).children()
+    next(child for child in children if module in child.cmdline()).kill()
+
+
+def firing(alert: str) -> str:
+    return f'ALERTS{{alertname="{alert}", alertstate="firing"}}'
 
 
 @pytest.fixture(scope="module")
 def observed(serve_once: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
-    """A load in which answers are generated, refused and interrupted, and the engine dies twice."""
+    """A load in which answers are generated, refused and interrupted, and an engine and a worker die twice each."""
     program = found("prometheus")
-    server = serve_once(None, *SMALL)
+    server = serve_once(None, *SMALL, "--api-workers", "2")
     address = server.url.removeprefix("http://")
     jobs = {PLAIN: {"targets": [address]}, OPERATED: {"targets": [address], "labels": pod_labels()}}
     with prometheus(program, tmp_path_factory.mktemp("prometheus"), jobs, RULES) as asked:
         start = time.time()
-        until(lambda: asked.number("count(leoserve_engine_restarts_total)") == len(jobs))  # an increase has a start
+        for counter, _ in RESTARTS.values():
+            until(lambda counter=counter: asked.number(f"count({counter})") == len(jobs))  # an increase has a start
         with load(server.url):
             for series in COUNTED:
                 until(lambda series=series: asked.number(f"min({series})") >= 2)
             for deaths in (1, 2):
-                kill_engine(server)
-                until(lambda deaths=deaths: asked.number("min(leoserve_engine_restarts_total)") >= deaths)
+                for module, (counter, _) in RESTARTS.items():
+                    kill(server, module)
+                    until(lambda counter=counter, deaths=deaths: asked.number(f"min({counter})") >= deaths)
                 until(lambda: asked.number("min(leoserve_ready)"))
-            until(lambda: asked.number('ALERTS{alertname="LeoserveRestarting", alertstate="firing"}') == len(jobs))
+            for _, alert in RESTARTS.values():
+                until(lambda alert=alert: asked.number(firing(alert)) == len(jobs))
             until(lambda: asked.number('min(rate(leoserve_responses_total{status="200"}[3s]))'))
         yield Observed(asked, start, time.time())
 
@@ -124,11 +137,12 @@ def test_every_rule_is_evaluated_and_has_what_it_needs(observed: Observed) -> No
             assert jobs == {PLAIN, OPERATED}, rule["record"]
 
 
-def test_an_engine_that_dies_twice_fires_its_alert(observed: Observed) -> None:
-    firing = observed.prometheus.now('ALERTS{alertname="LeoserveRestarting", alertstate="firing"}')
-    assert {labels["job"] for labels, _ in firing} == {PLAIN, OPERATED}
-    (told,) = [one for one in alerts() if one["alert"] == "LeoserveRestarting"]
-    assert told["labels"].items() <= firing[0][0].items()
+@pytest.mark.parametrize("alert", [alert for _, alert in RESTARTS.values()])
+def test_what_dies_twice_fires_its_alert(observed: Observed, alert: str) -> None:
+    fired = observed.prometheus.now(firing(alert))
+    assert {labels["job"] for labels, _ in fired} == {PLAIN, OPERATED}
+    (told,) = [one for one in alerts() if one["alert"] == alert]
+    assert told["labels"].items() <= fired[0][0].items()
 
 
 @pytest.mark.parametrize(
