@@ -13,17 +13,25 @@ import yaml
 
 import leoserve
 from leoserve.settings import Settings, unknown_variables
-from tests.conftest import ROOT
+from tests.conftest import ROOT, clean_environment
+from tests.fake_hub import FakeHub
 
 from .conftest import DEPLOY, program, run
 
 FILES = ("compose.yaml", "compose.cpu.yaml", "compose.monitoring.yaml")
 
 
+def document(file: str, **variables: str) -> dict[str, Any]:
+    """A file as Compose reads it with these variables, and the defaults of all others."""
+    text = (DEPLOY / file).read_text()
+    filled = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda match: variables.get(match[1], match[2]), text)
+    found: dict[str, Any] = yaml.safe_load(filled)
+    return found
+
+
 def services(file: str) -> dict[str, dict[str, Any]]:
-    """A file's services, with the defaults of its variables."""
-    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (DEPLOY / file).read_text())
-    found: dict[str, dict[str, Any]] = yaml.safe_load(text)["services"]
+    """A file's services."""
+    found: dict[str, dict[str, Any]] = document(file)["services"]
     return found
 
 
@@ -102,10 +110,38 @@ def test_the_gpu_server_has_a_gpu_shared_memory_and_keys() -> None:
     (device,) = server["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", 1, ["gpu"])
     assert server["shm_size"] == "8gb"
-    (secret,) = server["secrets"]
-    assert server["environment"]["LEOSERVE_API_KEY_FILE"] == f"/run/secrets/{secret}"
-    ignored = run("git", "check-ignore", "deploy/api-keys", cwd=ROOT)
-    assert ignored.returncode == 0, "keys are not for the repository"
+    assert server["environment"]["LEOSERVE_API_KEY_FILE"] == "/run/secrets/api-keys"
+
+
+def test_what_is_secret_comes_in_a_file_and_is_not_for_the_repository() -> None:
+    server = SERVERS["compose.yaml"]
+    paths = [value for value in server["environment"].values() if value.startswith("/run/secrets/")]
+    assert sorted(paths) == [f"/run/secrets/{secret}" for secret in sorted(server["secrets"])]
+    assert document("compose.yaml")["secrets"].keys() == set(server["secrets"])
+    assert not {"HF_TOKEN", "LEOSERVE_HF_TOKEN", "LEOSERVE_API_KEY"} & server["environment"].keys()
+    for secret in server["secrets"]:
+        ignored = run("git", "check-ignore", f"deploy/{secret}", cwd=ROOT)
+        assert ignored.returncode == 0, secret
+
+
+@pytest.mark.parametrize("token", [None, "hf_of-a-secret"])
+def test_the_hub_is_told_the_token_of_the_secret_if_there_is_one(tmp_path: Path, token: str | None) -> None:
+    variables = {}
+    if token is not None:
+        (tmp_path / "hub-token").write_text(f"{token}\n")
+        variables["HF_TOKEN_FILE"] = str(tmp_path / "hub-token")
+    compose = document("compose.yaml", **variables)
+    given = compose["services"]["leoserve"]["environment"]
+    secrets = {f"/run/secrets/{name}": one["file"] for name, one in compose["secrets"].items()}
+    hub_variables = {name: secrets.get(value, value) for name, value in given.items() if name.startswith("HF_")}
+    files = dict.fromkeys(("config.json", "tokenizer.json", "model.safetensors"), b"{}")
+    with FakeHub("LeoLM/leo-tiny", files).running() as hub:
+        done = run(
+            *(sys.executable, "-m", "leoserve", "download", hub.name, "--download-dir", tmp_path / "cache"),
+            env=clean_environment(HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", **hub_variables),
+        )
+    assert done.returncode == 0, done.stderr
+    assert hub.tokens == {token and f"Bearer {token}"}
 
 
 def test_prometheus_reads_its_configuration_and_the_charts_rules(tmp_path: Path) -> None:

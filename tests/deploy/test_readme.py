@@ -39,7 +39,7 @@ def values(line: str, option: str) -> list[str]:
 
 def test_there_is_no_command_that_these_tests_do_not_know() -> None:
     first = {line.removeprefix("sudo ").split()[0].rpartition("/")[2] for line in COMMANDS}
-    files = {"chmod", "chown", "install", "openssl", "useradd"}
+    files = {"chmod", "chown", "echo", "install", "openssl", "useradd"}
     systemd = {"systemctl", "systemd-analyze"}
     scans = {"cyclonedx-py", "grype", "pip-audit", "syft", "trivy"}
     assert first == files | systemd | scans | {"curl", "docker", "make", "pip", "python3"}
@@ -54,7 +54,7 @@ def test_a_shell_can_read_it(block: str) -> None:
 def test_every_file_that_is_named_exists() -> None:
     named = set(re.findall(r"(?<![\w/:.@-])(?:deploy|helm)/[\w./-]*\w", "\n".join(COMMANDS)))
     named |= {f"deploy/{link}" for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", README)}
-    made = {"deploy/api-keys"}
+    made = {"deploy/api-keys", "deploy/hub-token", "deploy/.env"}
     assert made < named
     assert [name for name in named - made if not (ROOT / name).exists()] == []
 
