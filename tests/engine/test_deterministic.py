@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from leoserve.engine.request import Request, SamplingParams, TokenOutput
 from leoserve.engine.sequence import Sequence
-from leoserve.model.step import Row, RowResult
 from tests.checkpoints import write_checkpoint
 from tests.engine.test_greedy import Engine
 
@@ -102,20 +102,21 @@ def test_after_a_preemption_another_request_had_the_answer_as_its_prompt(folder:
     """Then the cache has the answer's blocks as a prompt's, and they must not stand in for its own."""
     engine_ = engine(folder)
     scheduler = engine_.loop.scheduler
-    advance, done = scheduler._advance, list[int]()
+    complete, done = scheduler.complete, list[int]()
 
-    def preempt_once(sequence: Sequence, row: Row, result: RowResult) -> TokenOutput | None:
-        output = advance(sequence, row, result)
-        if sequence.request.request_id == "r0" and sequence.num_generated == 37 and not done:
-            done.append(scheduler.stats.preemptions)
-            tokens = list(sequence.tokens)
-            scheduler._preempt(sequence)
-            other = Request(request_id="other", prompt=tokens, params=SamplingParams(max_tokens=1), arrival=-1.0)
-            assert scheduler.admission.admit(other) is None
-            scheduler.add(other)
-        return output
+    def preempt_once(*results: Any) -> list[TokenOutput]:
+        outputs = complete(*results)
+        for sequence in list(scheduler.running):
+            if sequence.request.request_id == "r0" and sequence.num_generated == 37 and not done:
+                done.append(scheduler.stats.preemptions)
+                tokens = list(sequence.tokens)
+                scheduler._preempt(sequence)
+                other = Request(request_id="other", prompt=tokens, params=SamplingParams(max_tokens=1), arrival=-1.0)
+                assert scheduler.admission.admit(other) is None
+                scheduler.add(other)
+        return outputs
 
-    scheduler._advance = preempt_once  # type: ignore[method-assign]
+    scheduler.complete = preempt_once  # type: ignore[method-assign]
     engine_.answer([PROMPT], **SAMPLING)
     assert done
     assert said(engine_.sent["r0", 0]) == alone

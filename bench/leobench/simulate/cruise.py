@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from leoserve.engine.request import TokenOutput
-from leoserve.engine.scheduler import Scheduler
+from leoserve.engine.scheduler import Draft, Scheduler, Wanted
 from leoserve.engine.sequence import Sequence
-from leoserve.model.step import Row, RowResult, Step
+from leoserve.model.step import Result, Row, Step
 
 WORTHWHILE = 2  # steps that a sequence can be away, at least
 MOST_TURNS = 256  # of the loop that are looked ahead
@@ -99,7 +99,7 @@ class CruisingScheduler(Scheduler):
             self._growing_keys += self._growing
         return step
 
-    def complete(self, step: Step, results: list[RowResult], seconds: float = 0.0) -> list[TokenOutput]:
+    def complete(self, step: Step, results: Iterable[Result], seconds: float = 0.0) -> list[TokenOutput]:
         self._offer()
         outputs = super().complete(step, results, seconds)
         self._stepped(len(outputs) + len(self._away))
@@ -190,14 +190,14 @@ class CruisingScheduler(Scheduler):
         self._full[self._planned + left - 1].append(cruise)
         self._short[self._planned + left].append(cruise)
 
-    def _within_budget(self, able: list[tuple[Sequence, int]], decoding: int) -> list[tuple[Sequence, int]]:
-        return super()._within_budget(able, decoding + len(self._away))
+    def _within_budget(self, able: list[Sequence], longer: dict[Sequence, int], decoding: int) -> Wanted:
+        return super()._within_budget(able, longer, decoding + len(self._away))
 
     def _paced_tokens(self, *, beside: int) -> int:
         return super()._paced_tokens(beside=beside + len(self._away))
 
-    def _unplanned(self, step: Step) -> int:
-        return super()._unplanned(step) - len(self._away)
+    def _unplanned(self, draft: Draft) -> int:
+        return super()._unplanned(draft) - len(self._away)
 
     def _leave(self, sequence: Sequence) -> None:
         """Take a sequence out until something happens to it, if that is worthwhile."""
@@ -221,9 +221,7 @@ class CruisingScheduler(Scheduler):
 
     def _uneventful(self, sequence: Sequence) -> int:
         """How many of the next plans would give a sequence one token to compute, and nothing else."""
-        if sequence.num_uncomputed != 1 or not sequence.has_sampled or sequence.in_flight != len(self._in_flight):
-            return 0
-        if sequence.num_pending != sequence.in_flight:
+        if sequence.num_uncomputed != 1 or not sequence.has_sampled or sequence.num_pending != len(self._in_flight):
             return 0
         if sequence.num_computed % self.limits.block_size == 0:
             return 0  # the next token needs a block
@@ -237,7 +235,6 @@ class CruisingScheduler(Scheduler):
         sequence = cruise.sequence
         self._update(cruise)
         sequence.num_uploaded = len(sequence.blocks)
-        sequence.num_pending = sequence.in_flight = len(self._in_flight)
         self._away.remove(cruise)
         self._growing -= cruise.grows
         self._growing_keys -= sequence.num_computed * cruise.grows

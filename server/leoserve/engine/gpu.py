@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from leoserve.model.step import Admitted, Row, RowResult, SamplingParams, Step
+from leoserve.model.step import Admitted, Result, Row, SamplingParams, Step
 
 log = logging.getLogger("leoserve.engine")
 
@@ -58,7 +58,7 @@ class CudaMeter:
 
 
 class Launched(Protocol):
-    def results(self) -> list[RowResult]: ...
+    def results(self) -> Sequence[Result]: ...
 
 
 class MeasuredRunner(Protocol):

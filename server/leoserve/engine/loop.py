@@ -10,14 +10,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from leoserve.engine.request import Abort, Refused, Request, StepOutputs
 from leoserve.engine.scheduler import Scheduler
 from leoserve.model.grammar import CompiledGrammar
-from leoserve.model.step import Computed, RowResult, Step, Unrecoverable
+from leoserve.model.step import Computed, Result, RowResult, Step, Unrecoverable
 
 log = logging.getLogger("leoserve.engine")
 
@@ -36,7 +36,7 @@ ToLoop = Request | Constrained | Abort
 class LaunchedStep(Protocol):
     """A step that is being computed, or has been."""
 
-    def results(self) -> list[RowResult]:
+    def results(self) -> Sequence[Result]:
         """Wait for the step. Row by row what it brought, in the order of `step.rows`."""
         ...
 
@@ -160,5 +160,5 @@ class OneByOne:
     def __init__(self, parts: list[LaunchedStep]) -> None:
         self._parts = parts
 
-    def results(self) -> list[RowResult]:
+    def results(self) -> Sequence[Result]:
         return [result for part in self._parts for result in part.results()]

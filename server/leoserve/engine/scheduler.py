@@ -22,8 +22,8 @@ import heapq
 import time
 from bisect import insort
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -32,11 +32,12 @@ from leoserve.engine.cache import BlockPool
 from leoserve.engine.pacing import Pace
 from leoserve.engine.request import EngineStats, FinishReason, Request, TokenLogprobs, TokenOutput
 from leoserve.engine.sequence import NO_SLOT, Sequence, Status
-from leoserve.model.step import Admitted, Row, RowResult, Step
+from leoserve.model.step import Admitted, Result, Row, RowResult, Step
 
 if TYPE_CHECKING:
     from leoserve.model.grammar import CompiledGrammar
 
+Wanted = tuple[list[Sequence], dict[Sequence, int]]  # who gets a row; how many tokens, where it is not one
 NO_BLOCKS: tuple[int, ...] = ()
 RUNNING = Status.RUNNING  # an enum's member takes longer to look up than all else that is asked of it
 
@@ -55,6 +56,21 @@ class SchedulerLimits:
     prefix_caching: bool = True
     deterministic: bool = False
     prefill_stretch: float | None = None
+
+
+@dataclass(slots=True)
+class Draft:
+    """A step that is being planned: row i is for sequence i. What it computes is not yet counted of those `added`."""
+
+    rows: list[Row] = field(default_factory=list)
+    sequences: list[Sequence] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    added: list[tuple[Row, Sequence]] = field(default_factory=list)
+
+    def add(self, row: Row, sequence: Sequence) -> None:
+        self.rows.append(row)
+        self.sequences.append(sequence)
+        self.added.append((row, sequence))
 
 
 class Scheduler:
@@ -82,7 +98,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._choices: dict[str, list[Sequence]] = {}
         self._in_flight: deque[tuple[Step, list[Sequence]]] = deque()  # row i of a step belongs to sequence i
-        self._leaving: list[Sequence] = []  # ended, but a step in flight may still write into their blocks
+        # ended, but a step in flight may still write into their blocks: the last such step
+        self._leaving: dict[Sequence, Step] = {}
 
     def add(self, request: Request, grammar: CompiledGrammar | None = None) -> None:
         """Queue all choices of an admitted request. `grammar`: its grammar, if it has one."""
@@ -120,61 +137,64 @@ class Scheduler:
         wanted = self._wanted()
         if self._in_flight and self._lacks_blocks(wanted):
             return None  # somebody must give blocks back, and those that are being written are not to be had
-        step = Step()
-        rows, sequences = step.rows, list[Sequence]()
+        draft = Draft()
         preemptions = self.stats.preemptions
-        size = self.limits.block_size
-        for sequence, tokens in wanted:
-            if sequence.num_computed + tokens <= len(sequence.blocks) * size or self._reserve(sequence, tokens):
-                rows.append(self._row(sequence, tokens))
-                sequences.append(sequence)
+        self._go_on(draft, wanted)
         if self.waiting and self.stats.preemptions == preemptions:  # else what was just preempted would come and go
-            self._admit_waiting(step, sequences)
-        if not rows:
+            self._admit_waiting(draft)
+        if not draft.rows:
             return None
-        if not all(row.decodes for row in rows):
-            order = sorted(range(len(rows)), key=lambda place: not rows[place].decodes)
-            step.rows, sequences = [rows[place] for place in order], [sequences[place] for place in order]
-        self._take_on(step, sequences)
+        self._take_on(draft)
+        step = Step(draft.rows, draft.copies)
+        self._in_flight.append((step, draft.sequences))
         return step
 
-    def _take_on(self, step: Step, sequences: list[Sequence]) -> None:
-        """The step is on its way, row i for sequence i: what it computes counts as computed from here on."""
-        for row, sequence in zip(step.rows, sequences, strict=True):
-            sequence.num_computed = row.start + (1 if row.tokens is None else len(row.tokens))
-            sequence.in_flight += 1
+    def _go_on(self, draft: Draft, wanted: Wanted) -> None:
+        """Rows for the running sequences. Nearly all are one token more, for which the runner knows all there is."""
+        able, longer = wanted
+        rows, sequences = draft.rows, draft.sequences
+        for sequence in able:
+            start = sequence.num_computed
+            if start < sequence.ready_until:
+                rows.append(Row(sequence.slot, start, None, 0, NO_BLOCKS, True, True))
+                sequences.append(sequence)
+                sequence.num_computed = start + 1
+            else:
+                tokens = longer.get(sequence, 1)
+                if self._reserve(sequence, tokens):
+                    draft.add(self._row(sequence, tokens), sequence)
+
+    def _take_on(self, draft: Draft) -> None:
+        """The step is on its way: what it computes counts as computed from here on. Rows that decode go first."""
+        for row, sequence in draft.added:
+            sequence.num_computed = row.start + row.count
             if row.samples:
-                sequence.num_pending += 1
                 sequence.has_sampled = True
-        self._in_flight.append((step, sequences))
+                sequence.ready_until = sequence.num_uploaded * self.limits.block_size
+        if not all(row.decodes for row, _ in draft.added):
+            order = sorted(range(len(draft.rows)), key=lambda place: not draft.rows[place].decodes)
+            draft.rows = [draft.rows[place] for place in order]
+            draft.sequences = [draft.sequences[place] for place in order]
 
-    def _wanted(self) -> list[tuple[Sequence, int]]:
-        """The running sequences that can go on, and how many tokens of each the budget allows."""
-        able = []
-        decoding = 0
-        for sequence in self.running:
-            longest = len(sequence.tokens) + sequence.num_pending - sequence.num_computed
-            if longest and not (sequence.num_pending and self._must_wait(sequence)):
-                if longest > 1:
-                    longest = self._longest_row(sequence)
-                able.append((sequence, longest))
-                decoding += longest == 1
-        return able if decoding == len(able) else self._within_budget(able, decoding)
+    def _wanted(self) -> Wanted:
+        """The running sequences that can go on, and how many tokens the budget allows those that have several."""
+        able = self.running.copy()
+        if self._in_flight:
+            able = [each for each in able if each.num_uncomputed and not self._must_wait(each)]
+        longest = {each: self._longest_row(each) for each in able if not each.has_sampled}
+        longer = {sequence: tokens for sequence, tokens in longest.items() if tokens > 1}
+        return self._within_budget(able, longer, len(able) - len(longer)) if longer else (able, longer)
 
-    def _within_budget(self, able: list[tuple[Sequence, int]], decoding: int) -> list[tuple[Sequence, int]]:
+    def _within_budget(self, able: list[Sequence], longer: dict[Sequence, int], decoding: int) -> Wanted:
         """How many of the tokens that each could compute fit in the step, `decoding` of them having one."""
         budget = self.limits.max_tokens_per_step - decoding  # a long prompt never starves those who generate
         paced = self._paced_tokens(beside=decoding)
-        wanted = []
-        for sequence, longest in able:
-            tokens = longest
-            if longest > 1:
-                tokens = min(longest, budget, paced) if sequence.paced else min(longest, budget)
-                budget -= tokens
-                paced -= tokens if sequence.paced else 0
-            if tokens:
-                wanted.append((sequence, tokens))
-        return wanted
+        for sequence, longest in longer.items():
+            tokens = min(longest, budget, paced) if sequence.paced else min(longest, budget)
+            budget -= tokens
+            paced -= tokens if sequence.paced else 0
+            longer[sequence] = tokens
+        return [sequence for sequence in able if longer.get(sequence, 1)], longer
 
     def _paced_tokens(self, *, beside: int) -> int:
         """How many tokens of prompts that take several steps the next one may compute, beside rows that decode."""
@@ -189,16 +209,9 @@ class Scheduler:
 
     def _must_wait(self, sequence: Sequence) -> bool:
         """Whether the token in flight is certain to be the last, or must be known before the next can be chosen."""
-        if not sequence.num_pending:
-            return False
-        params = sequence.request.params
-        return (
-            sequence.length >= sequence.limit
-            or params.grammar is not None
-            or any(len(word) > 1 for word in params.bad_words)
-        )
+        return (sequence.length >= sequence.limit or sequence.known_first) and sequence.num_pending > 0
 
-    def complete(self, step: Step, results: list[RowResult], seconds: float = 0.0) -> list[TokenOutput]:
+    def complete(self, step: Step, results: Iterable[Result], seconds: float = 0.0) -> list[TokenOutput]:
         """Take in a step's results; returns what the clients get. Sequences that ended meanwhile get nothing.
 
         Raises ValueError for another step than the first of those in flight.
@@ -206,23 +219,34 @@ class Scheduler:
         if not self._in_flight or self._in_flight[0][0] is not step:
             raise ValueError("steps are completed in the order in which they were planned")
         _, sequences = self._in_flight.popleft()
-        outputs = []
-        generated = 0
+        outputs: list[TokenOutput] = []
+        silent = 0  # outputs without a token
+        size = self.limits.block_size
         for row, result, sequence in zip(step.rows, results, sequences, strict=True):
-            sequence.in_flight -= 1
-            if row.samples:
-                sequence.num_pending -= 1
-            if sequence.status is RUNNING:
-                output = self._advance(sequence, row, result)
-                if output is not None:
-                    outputs.append(output)
-                    generated += len(output.token_ids)
+            if sequence.status is not RUNNING:
+                continue
+            end = row.start + 1
+            if (  # nearly every row: one token more, at which nothing ends, no answer and no block
+                type(result) is int
+                and row.tokens is None
+                and end % size
+                and end + 1 < sequence.limit
+                and result not in sequence.stop_token_ids
+            ):
+                sequence.tokens.append(result)
+                name, cached, begin = sequence.request_id, sequence.num_cached, sequence.scheduled_at or 0.0
+                outputs.append(TokenOutput(name, sequence.index, [result], None, None, None, cached, begin))
+                continue
+            output = self._advance(sequence, row, result if isinstance(result, RowResult) else RowResult(result))
+            if output is not None:
+                outputs.append(output)
+                silent += not output.token_ids
         if self._leaving:
-            self._let_go()
-        self.stats.generation_tokens += generated
+            self._let_go(step)
         if self._pace is not None:
             self._pace.note(step, seconds)
         self.stats.steps += 1
+        self.stats.generation_tokens += len(outputs) - silent
         self.stats.step_tokens, self.stats.step_seconds = step.num_tokens, seconds
         return outputs
 
@@ -234,24 +258,25 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise RuntimeError unless blocks, slots and counts agree. For tests and idle moments."""
-        holders = self.running + self._leaving
+        holders = self.running + list(self._leaving)
         self.pool.check(sequence.blocks for sequence in holders)
         if any(sequence.blocks or sequence.slot != NO_SLOT for sequence in self.waiting):
             raise RuntimeError("a waiting sequence holds blocks or a slot")
         slots = sorted(self._free_slots + [sequence.slot for sequence in holders])
         if slots != list(range(self.limits.max_sequences)):
             raise RuntimeError("a slot is lost or held twice")
-        if any(sequence.in_flight == 0 for sequence in self._leaving):
+        if any(all(step is not last for step, _ in self._in_flight) for last in self._leaving.values()):
             raise RuntimeError("a sequence that has ended holds blocks for no step")
         known = sum(len(sequences) for sequences in self._choices.values())
         if known != len(self.waiting) + len(self.running):
             raise RuntimeError("a sequence is in no queue, or in two")
 
-    def _lacks_blocks(self, wanted: list[tuple[Sequence, int]]) -> bool:
+    def _lacks_blocks(self, wanted: Wanted) -> bool:
         """Whether there are too few free blocks for these tokens."""
-        most = len(wanted) + self._blocks_for(self.limits.max_tokens_per_step)  # a row begins one more than it fills
+        able, longer = wanted
+        most = len(able) + self._blocks_for(self.limits.max_tokens_per_step)  # a row begins one more than it fills
         free = self.pool.num_free
-        return most > free and sum(self._missing_blocks(*each) for each in wanted) > free
+        return most > free and sum(self._missing_blocks(each, longer.get(each, 1)) for each in able) > free
 
     def _missing_blocks(self, sequence: Sequence, tokens: int) -> int:
         """How many blocks a running sequence lacks to compute its next `tokens`."""
@@ -262,7 +287,7 @@ class Scheduler:
 
         False when the sequence itself was the youngest and had to go, or has gone already.
         """
-        if sequence.status is not Status.RUNNING:
+        if sequence.status is not RUNNING:
             return False
         missing = self._missing_blocks(sequence, tokens)
         while missing > self.pool.num_free:
@@ -282,19 +307,17 @@ class Scheduler:
         self.running.remove(sequence)
         self._give_back(sequence)
         sequence.status = Status.WAITING
-        sequence.num_computed = sequence.num_indexed = 0
+        sequence.num_computed = sequence.num_indexed = sequence.num_uploaded = sequence.ready_until = 0
+        sequence.has_sampled = False
         sequence.prompt_logprobs.clear()
         insort(self.waiting, sequence, key=_order)
         self.stats.preemptions += 1
 
-    def _admit_waiting(self, step: Step, sequences: list[Sequence]) -> None:
-        """Start waiting sequences, the first in order first; none overtakes one that only lacks blocks.
-
-        `sequences` are those of the step's rows so far.
-        """
-        budget = self._unplanned(step)
-        paced = self._paced_tokens(beside=sum(row.decodes for row in step.rows))
-        for row, sequence in zip(step.rows, sequences, strict=True):
+    def _admit_waiting(self, draft: Draft) -> None:
+        """Start waiting sequences, the first in order first; none overtakes one that only lacks blocks."""
+        budget = self._unplanned(draft)
+        paced = self._paced_tokens(beside=sum(row.decodes for row in draft.rows))
+        for row, sequence in draft.added:
             paced -= row.count if sequence.paced and not row.decodes else 0
         for sequence in list(self.waiting):
             if budget <= 0 or not self._free_slots:
@@ -304,19 +327,18 @@ class Scheduler:
             donor = self._donor(sequence)
             if donor is not None and donor.num_computed < donor.num_prompt:
                 continue  # its sibling is still computing the prompt that both share
-            if not self._start(sequence, donor, step):
+            if not self._start(sequence, donor, draft):
                 return
             tokens = min(self._longest_row(sequence), budget)
             if sequence.paced:
                 tokens = min(tokens, paced)
                 paced -= tokens
             budget -= tokens
-            step.rows.append(self._row(sequence, tokens, admitted=True))
-            sequences.append(sequence)
+            draft.add(self._row(sequence, tokens, admitted=True), sequence)
 
-    def _unplanned(self, step: Step) -> int:
+    def _unplanned(self, draft: Draft) -> int:
         """How many tokens a step has room for beside its rows."""
-        return self.limits.max_tokens_per_step - step.num_tokens
+        return self.limits.max_tokens_per_step - len(draft.rows) - sum(row.count - 1 for row, _ in draft.added)
 
     def _donor(self, sequence: Sequence) -> Sequence | None:
         """A running choice of the same request, whose prompt blocks can be shared."""
@@ -325,7 +347,7 @@ class Scheduler:
         siblings = self._choices[sequence.request.request_id]
         return next((other for other in siblings if other.status is Status.RUNNING), None)
 
-    def _start(self, sequence: Sequence, donor: Sequence | None, step: Step) -> bool:
+    def _start(self, sequence: Sequence, donor: Sequence | None, draft: Draft) -> bool:
         """Give a waiting sequence a slot and blocks for all its tokens, or change nothing and return False.
 
         Blocks for everything that is known, and one for each running sequence to grow into: what is started should
@@ -342,7 +364,7 @@ class Scheduler:
         sequence.blocks = shared + self.pool.allocate(needed)
         sequence.num_computed = len(shared) * size
         if source is not None:  # the donor goes on writing into its last block: the choice gets a copy of its own
-            step.copies.append((source, sequence.blocks[len(shared)]))
+            draft.copies.append((source, sequence.blocks[len(shared)]))
             sequence.num_computed = sequence.num_prompt - 1
         self._enter_running(sequence)
         return True
@@ -369,8 +391,6 @@ class Scheduler:
         insort(self.running, sequence, key=_order)
         sequence.status = Status.RUNNING
         sequence.slot = heapq.heappop(self._free_slots)
-        sequence.has_sampled = False
-        sequence.num_uploaded = 0
         sequence.num_indexed = sequence.num_computed // self.limits.block_size
         sequence.paced = len(sequence.tokens) - sequence.num_computed > self.limits.max_tokens_per_step
         self.stats.prefix_queries += len(sequence.tokens)
@@ -390,7 +410,7 @@ class Scheduler:
             None if sequence.has_sampled else sequence.tokens[start:end],
             known,
             sequence.blocks[known:] if len(sequence.blocks) > known else NO_BLOCKS,
-            end == len(sequence.tokens) + sequence.num_pending and sequence.limit > sequence.num_prompt,
+            end == sequence.length and sequence.limit > sequence.num_prompt,
             start >= sequence.num_prompt if self.limits.deterministic else tokens == 1,
         )
         if start < sequence.num_prompt:
@@ -415,8 +435,7 @@ class Scheduler:
         if result.error is not None:
             self._end(sequence)
             return self._output(sequence, row, [], None, "error", failed=result)
-        if end % self.limits.block_size == 0 or row.tokens is not None:
-            self._index_full_blocks(sequence, end)
+        self._index_full_blocks(sequence, end)
         if result.prompt_logprobs is not None:
             sequence.prompt_logprobs += result.prompt_logprobs
         if not row.samples:
@@ -434,9 +453,6 @@ class Scheduler:
             reason = "stop" if result.complete else self._finish_reason(sequence, token)
             if reason is not None:
                 self._end(sequence)
-        elif result.logprobs is None and row.targets is None:  # nearly every token: there is nothing more to say
-            cached, scheduled_at = sequence.num_cached, sequence.scheduled_at or 0.0
-            return TokenOutput(request.request_id, sequence.index, [token], None, None, None, cached, scheduled_at)
         return self._output(sequence, row, [token], result.logprobs, reason)
 
     def _output(
@@ -488,7 +504,11 @@ class Scheduler:
         """Take a sequence out of every list and free what it holds, at once or when no step in flight uses it."""
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
-            self._leaving.append(sequence)
+            last = next((step for step, sequences in reversed(self._in_flight) if sequence in sequences), None)
+            if last is None:
+                self._give_back(sequence)
+            else:
+                self._leaving[sequence] = last
         else:
             self.waiting.remove(sequence)
         if sequence.scheduled_at is None:
@@ -498,12 +518,11 @@ class Scheduler:
         siblings.remove(sequence)
         if not siblings:
             del self._choices[sequence.request.request_id]
-        self._let_go()
 
-    def _let_go(self) -> None:
-        """Free what ended sequences hold and no step in flight uses any more."""
-        for sequence in [sequence for sequence in self._leaving if not sequence.in_flight]:
-            self._leaving.remove(sequence)
+    def _let_go(self, done: Step) -> None:
+        """Free what ended sequences hold and no step in flight uses any more, now that this one is done."""
+        for sequence in [sequence for sequence, last in self._leaving.items() if last is done]:
+            del self._leaving[sequence]
             self._give_back(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:

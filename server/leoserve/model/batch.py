@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from leokernels import AttentionMetadata
-from leoserve.model.step import Row, Step
+from leoserve.model.step import Row
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -38,23 +39,28 @@ class Batch:
     tokens: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64
     slots: list[int]  # of the rows
+    where: Int64  # the same
     metadata: AttentionMetadata
 
 
-def build_batch(step: Step, tables: BlockTables, last_token: Int64, device: torch.device) -> Batch:
+def build_batch(
+    rows: Sequence[Row],
+    known: Sequence[tuple[int, list[int]]],
+    tables: BlockTables,
+    last_token: Int64,
+    device: torch.device,
+) -> Batch:
     """Concatenate the rows, decode rows first, and say where each token's keys and values go.
 
-    `last_token` [slots] is what was sampled last in each slot.
+    `known` are the rows that bring their tokens, number and tokens; the others have one each, which is in `last_token`
+    [slots], what was sampled last in each slot.
     """
-    rows = step.rows
-    counts = np.array([1 if row.tokens is None else len(row.tokens) for row in rows], dtype=np.int64)
-    starts = np.array([row.start for row in rows], dtype=np.int64)
     slots = [row.slot for row in rows]
-    where: Int64 = np.array(slots)
-    contexts = starts + counts
-    context_lens = contexts.tolist()
-    longest = max(context_lens)
-    table = tables.of(where, longest)
+    where = np.array(slots, dtype=np.int64)
+    starts = np.array([row.start for row in rows], dtype=np.int64)
+    counts: Int64 = np.ones(len(rows), dtype=np.int64)
+    for number, row_tokens in known:
+        counts[number] = len(row_tokens)
     query_start: Int64 = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(counts, out=query_start[1:])
     row_of_token: Int64 = np.arange(len(rows))
@@ -63,21 +69,22 @@ def build_batch(step: Step, tables: BlockTables, last_token: Int64, device: torc
         row_of_token = np.repeat(row_of_token, counts)
         positions = np.arange(query_start[-1]) - (query_start[:-1] - starts)[row_of_token]
         tokens = tokens[row_of_token]
-    for number, row in enumerate(rows):
-        if row.tokens is not None:
-            begin = query_start[number]
-            tokens[begin : begin + len(row.tokens)] = row.tokens
+    for number, row_tokens in known:
+        tokens[query_start[number] : query_start[number + 1]] = row_tokens
+    contexts = starts + counts
+    longest = int(contexts.max())
+    table = tables.of(where, longest)
     block, offset = np.divmod(positions, tables.block_size)
     slot_mapping = table[row_of_token, block] * np.int64(tables.block_size) + offset
     metadata = AttentionMetadata(
-        num_decode=sum([row.decodes for row in rows]),
+        num_decode=len(rows) - sum(not rows[number].decodes for number, _ in known),
         query_start=torch.from_numpy(query_start.astype(np.int32)).to(device),
         context_len=torch.from_numpy(contexts.astype(np.int32)).to(device),
         block_table=torch.from_numpy(table).to(device),
         slot_mapping=torch.from_numpy(slot_mapping).to(device),
         query_lens=counts.tolist(),
-        context_lens=context_lens,
+        context_lens=contexts.tolist(),
         max_query=int(counts.max()),
         max_context=longest,
     )
-    return Batch(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), slots, metadata)
+    return Batch(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), slots, where, metadata)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from leoserve.model.batch import Batch, BlockTables, build_batch
+from leoserve.model.batch import Batch, BlockTables, Int64, build_batch
 from leoserve.model.llama import Llama
 from leoserve.model.sampler import Sampler
-from leoserve.model.step import Computed, Row, RowResult, Step, TokenLogprobs
+from leoserve.model.step import Computed, Result, Row, RowResult, Step, TokenLogprobs
 
 LOGITS_PER_PASS = 64  # rows of logits that a scored prompt holds at a time
 
@@ -42,61 +42,72 @@ class Runner:
     @torch.inference_mode()
     def launch(self, step: Step) -> Computed:
         """Compute a step. Row by row what it brought, in the order of `step.rows`."""
-        self._prepare_slots(step)
-        batch = build_batch(step, self.tables, self._last_token, self.device)
-        wanted = [number for number, row in enumerate(step.rows) if row.samples]
+        rows = step.rows
+        # All that follows is about these; the others are one token more each, of which everything is known.
+        notable = [
+            number for number, row in enumerate(rows) if row.tokens is not None or row.new_blocks or not row.samples
+        ]
+        self._prepare_slots(step, notable)
+        known = [(number, tokens) for number in notable if (tokens := rows[number].tokens) is not None]
+        batch = build_batch(rows, known, self.tables, self._last_token, self.device)
+        silent = {number for number in notable if not rows[number].samples}
+        wanted = [number for number in range(len(rows)) if number not in silent] if silent else range(len(rows))
+        self.sampler.begin([batch.slots[number] for number in wanted] if silent else batch.slots)
         ends = self._ends(batch, wanted)
-        scores = any(row.targets is not None for row in step.rows)
+        scores = any(rows[number].targets is not None for number, _ in known)
         hidden = self.model.forward(
             batch.tokens, batch.positions, self.key_value, batch.metadata, None if scores else ends
         )
         scored = self._score_prompts(step, hidden) if scores else []
         if scores and ends is not None:
             hidden = hidden[ends]
-        results = self._sample(step, batch, wanted, hidden)  # last: a sampler that was done cannot be tried again
+        results = self._sample(batch, wanted, hidden)  # last: a sampler that was done cannot be tried again
         for number, logprobs in scored:
-            results[number].prompt_logprobs = logprobs
+            result = results[number]
+            results[number] = result = RowResult(result) if isinstance(result, int) else result
+            result.prompt_logprobs = logprobs
         return Computed(results)
 
-    def _prepare_slots(self, step: Step) -> None:
+    def _prepare_slots(self, step: Step, notable: list[int]) -> None:
         if step.copies:
             sources = torch.tensor([source for source, _ in step.copies], device=self.device)
             targets = torch.tensor([target for _, target in step.copies], device=self.device)
             for layer in self.key_value:
                 layer.copy_blocks(sources, targets)
-        for row in step.rows:
+        for number in notable:
+            row = step.rows[number]
             if row.new_blocks:
                 self.tables.update(row)
             if row.admitted is not None:
                 new = row.admitted
                 self.sampler.set_slot(row.slot, new.params, new.index, new.prompt, new.generated, new.grammar)
-        self.sampler.begin([row.slot for row in step.rows if row.samples])
 
-    def _ends(self, batch: Batch, wanted: list[int]) -> torch.Tensor | None:
+    def _ends(self, batch: Batch, wanted: Sequence[int]) -> torch.Tensor | None:
         """Of the `wanted` rows, the last tokens among the step's [W] int64; None: these are all tokens there are.
 
         Where no row is wanted it is the last of all, since a network has to compute something.
         """
         if len(wanted) == len(batch.tokens):
             return None
-        return batch.metadata.query_start[1:].long()[wanted or [-1]] - 1
+        return batch.metadata.query_start[1:].long()[list(wanted) or [-1]] - 1
 
-    def _sample(self, step: Step, batch: Batch, wanted: list[int], hidden: torch.Tensor) -> list[RowResult]:
+    def _sample(self, batch: Batch, wanted: Sequence[int], hidden: torch.Tensor) -> list[Result]:
         """Row by row the next token, where one is `wanted`, from the hidden state of the row's last token [W, ...]."""
-        if not wanted:
-            return [RowResult() for _ in step.rows]
         slots, positions = batch.slots, batch.metadata.context_lens  # where a row's next token will stand
-        if len(wanted) < len(slots):
-            slots, positions = [slots[number] for number in wanted], [positions[number] for number in wanted]
-        sampled = self.sampler.sample(self.model.logits(hidden), slots, positions)
-        self._last_token[slots] = sampled.token_ids
-        found = sampled.results()
-        if len(wanted) == len(step.rows):
-            return found
-        results = [RowResult() for _ in step.rows]
-        for number, result in zip(wanted, found, strict=True):
-            results[number] = result
+        if len(wanted) == len(slots):
+            return self._choose(hidden, slots, batch.where, positions)
+        results: list[Result] = [RowResult() for _ in slots]
+        if wanted:
+            chosen = [slots[number] for number in wanted], batch.where[wanted], [positions[number] for number in wanted]
+            for number, result in zip(wanted, self._choose(hidden, *chosen), strict=True):
+                results[number] = result
         return results
+
+    def _choose(self, hidden: torch.Tensor, slots: list[int], where: Int64, positions: list[int]) -> list[Result]:
+        """The next token of each of these slots, of which `where` is an array."""
+        sampled = self.sampler.sample(self.model.logits(hidden), slots, positions)
+        self._last_token[where] = np.fromiter(sampled.token_ids, dtype=np.int64, count=len(slots))
+        return sampled.results()
 
     def _score_prompts(self, step: Step, hidden: torch.Tensor) -> list[tuple[int, list[TokenLogprobs]]]:
         """Log-probabilities of prompt tokens, for the rows that want them."""

@@ -30,7 +30,7 @@ from leoserve.model.edits import Edits, Ids, apply_edits, apply_masks
 from leoserve.model.grammar import CompiledGrammar, Masks
 from leoserve.model.logprobs import RawRows
 from leoserve.model.noise import Noise
-from leoserve.model.step import ErrorKind, RowResult, SamplingParams, TokenLogprobs
+from leoserve.model.step import ErrorKind, Result, RowResult, SamplingParams, TokenLogprobs
 from leoserve.model.truncation import Truncation, argmax, draw
 
 # Below this a temperature is greedy, as in vLLM: the division would leave float32's range.
@@ -57,20 +57,16 @@ class Sampled:
     failed: list[str | None]
     complete: set[int] = field(default_factory=set)  # rows whose grammar allows nothing after this token
 
-    def results(self) -> list[RowResult]:
+    def results(self) -> list[Result]:
         """Row by row what the scheduler is told."""
-        if not self.complete and not any(self.logprobs) and not any(self.failed):
-            return [RowResult(token) for token in self.token_ids]
-        return [
-            RowResult(
-                token,
-                logprobs=logprobs,
-                error=why,
-                error_kind=_kind_of_error(why),
-                complete=row in self.complete,
-            )
-            for row, (token, logprobs, why) in enumerate(zip(self.token_ids, self.logprobs, self.failed, strict=True))
-        ]
+        results: list[Result] = [*self.token_ids]
+        if self.complete or any(self.logprobs) or any(self.failed):
+            for row, (token, logprobs, why) in enumerate(zip(self.token_ids, self.logprobs, self.failed, strict=True)):
+                complete = row in self.complete
+                if logprobs is not None or why is not None or complete:
+                    kind = _kind_of_error(why)
+                    results[row] = RowResult(token, logprobs, None, why, kind, complete)
+        return results
 
 
 def _kind_of_error(why: str | None) -> ErrorKind:
@@ -202,10 +198,10 @@ class Sampler:
 
         `masked` are rows with their slots. Those that are truncated then have their masks applied, in place.
         """
-        where = np.array(slots)
         temperatures, uniforms = np.zeros(len(slots), dtype=np.float32), np.zeros(len(slots))
-        plain = np.array(_rows_in(self._plain, slots), dtype=np.int64)
-        if len(plain):
+        rows = _rows_in(self._plain, slots)
+        if rows:
+            plain, where = np.array(rows), np.array(slots)
             temperatures[plain] = self._temperature[where[plain]]
             uniforms[plain] = self._noise.at(where[plain], np.array(positions)[plain])
         if not masked:

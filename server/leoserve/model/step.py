@@ -132,13 +132,16 @@ class RowResult(msgspec.Struct, gc=False):
     complete: bool = False  # the grammar allows nothing after this token
 
 
+Result = RowResult | int  # a row's; a token alone where there is nothing else to say, as nearly always
+
+
 @dataclass(frozen=True, slots=True)
 class Computed:
     """A launched step whose results are there."""
 
-    rows: list[RowResult]
+    rows: Sequence[Result]
 
-    def results(self) -> list[RowResult]:
+    def results(self) -> Sequence[Result]:
         return self.rows
 
 
