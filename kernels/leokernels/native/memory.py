@@ -1,8 +1,8 @@
 """Where packed weights lie: one after the other in large pages.
 
-A step reads each weight once. In pages of 4 KiB that is a fifth slower than in those of 2 MiB (measured: 26 and 34 GB/s,
-two threads), for the processor looks up the place of so many more; and an allocator gives large pages to large pieces
-alone, and none to what is left of them beyond a multiple of 2 MiB.
+A step reads each weight once. In pages of 4 KiB that is a fifth slower than in those of 2 MiB (measured: 26 and 34
+GB/s, two threads), for the processor looks up the place of so many more; and an allocator gives large pages to large
+pieces alone, and none to what is left of them beyond a multiple of 2 MiB.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@
 
 namespace {
 
-constexpr long PIECE = 512;  // ids whose weights are added up before they are told apart
 constexpr long WORD = 32;    // ids that one word of a mask is about
+constexpr long PIECE = 512;  // ids whose weights are added up before they are told apart
 
 // A row of logits, and what is allowed of it.
 struct Row {
@@ -19,23 +19,36 @@ struct Row {
     const uint32_t* words;  // null: everything is
     long size;              // of words; nothing is allowed behind them
 
-    uint32_t word(long at) const { return at / WORD < size ? words[at / WORD] : 0; }
-
-    // Whether nothing is allowed of the ids from `at` on, to the end of their word.
-    bool none(long at) const { return words && word(at) == 0; }
-
-    // LANES logits from `at` on, a multiple of LANES; -INFINITE what is past the end or not allowed.
-    Floats values(long at) const {
-        const long left = count - at;
-        Floats x = widen_some(logits + at, left);
-        for (long lane = left; lane < LANES; lane++) x[lane] = -INFINITE;
-        if (words) {
-            const Words bits = (all(word(at)) >> (lane_numbers() + (uint32_t)(at % WORD))) & 1u;
-            x = bits != 0u ? x : all(-INFINITE);
-        }
-        return x;
+    // Of the ids from `at` on, to the end of their word: a bit for each that is there and allowed.
+    uint32_t word(long at) const {
+        uint32_t bits = words ? at / WORD < size ? words[at / WORD] : 0 : ~0u;
+        return count - at >= WORD ? bits : bits & ((1u << (count - at)) - 1);
     }
 };
+
+// x where the lane's bit is set, the others -INFINITE.
+inline Floats allowed(Floats x, uint32_t bits) {
+#if LANES == 16
+    return (Floats)_mm512_mask_mov_ps(_mm512_set1_ps(-INFINITE), (__mmask16)bits, (__m512)x);
+#else
+    const Words flags = (all(bits) >> lane_numbers()) & 1u;
+    return flags != 0u ? x : all(-INFINITE);
+#endif
+}
+
+// `function` is called with vectors of logits from `begin` on, and the id of the first; those words are passed over of
+// which nothing is allowed.
+template <class Function>
+inline void by_vectors(const Row& row, long begin, long end, Function&& function) {
+    for (long at = begin; at < end; at += WORD) {
+        const uint32_t bits = row.word(at);
+        if (bits == ~0u)
+            for (long lane = 0; lane < WORD; lane += LANES) function(load<Floats>(row.logits + at + lane), at + lane);
+        else if (bits)
+            for (long lane = 0; lane < std::min(WORD, end - at); lane += LANES)
+                function(allowed(widen_some(row.logits + at + lane, row.count - at - lane), bits >> lane), at + lane);
+    }
+}
 
 struct Peak {
     float value;
@@ -47,13 +60,11 @@ Peak peak_of(const Row& row) {
     Floats top = all(-INFINITE);
     Words where = all(0u), not_a_number = all(0u);
     const Words lanes = lane_numbers();
-    for (long at = 0; at < row.count; at += LANES) {
-        if (row.none(at)) continue;
-        const Floats x = row.values(at);
+    by_vectors(row, 0, row.count, [&](Floats x, long at) {
         not_a_number |= (Words)(x != x);
         where = x > top ? lanes + (uint32_t)at : where;
         top = greater(x, top);
-    }
+    });
     Peak found{-INFINITE, 0};
     for (int lane = 0; lane < LANES; lane++) {
         if (not_a_number[lane]) return {std::numeric_limits<float>::quiet_NaN(), 0};
@@ -66,14 +77,14 @@ Peak peak_of(const Row& row) {
 // In proportion to exp((value - peak) / temperature): the first id whose cumulative weight exceeds uniform times all.
 int64_t draw(const Row& row, float peak, float temperature, double uniform, std::vector<double>& sums) {
     const float inverse = 1.0f / temperature;
-    auto weights = [&](long at) { return exponential_down((row.values(at) - peak) * inverse); };
+    auto weights = [&](Floats x) { return exponential_down((x - peak) * inverse); };
     const long pieces = (row.count + PIECE - 1) / PIECE;
     sums.resize(pieces);
     double total = 0;
     for (long piece = 0; piece < pieces; piece++) {
         Floats added{};
-        for (long at = piece * PIECE; at < std::min(row.count, (piece + 1) * PIECE); at += LANES)
-            if (!row.none(at)) added = added + weights(at);
+        by_vectors(row, piece * PIECE, std::min(row.count, (piece + 1) * PIECE),
+                   [&](Floats x, long) { added = added + weights(x); });
         total += sums[piece] = sum(added);
     }
     const double target = uniform * total;
@@ -82,16 +93,18 @@ int64_t draw(const Row& row, float peak, float temperature, double uniform, std:
     while (piece + 1 < pieces && before + sums[piece] <= target) before += sums[piece++];
     while (piece > 0 && sums[piece] == 0) before -= sums[--piece];  // rounding went past the last that weighs anything
     int64_t last = 0;
-    for (long at = piece * PIECE; at < std::min(row.count, (piece + 1) * PIECE); at += LANES) {
+    bool found = false;
+    by_vectors(row, piece * PIECE, std::min(row.count, (piece + 1) * PIECE), [&](Floats x, long at) {
+        if (found) return;
         float part[LANES];
-        store(part, weights(at));
-        for (int lane = 0; lane < LANES; lane++) {
+        store(part, weights(x));
+        for (int lane = 0; lane < LANES && !found; lane++) {
             if (part[lane] == 0) continue;
             before += part[lane];
             last = at + lane;
-            if (before > target) return last;
+            found = before > target;
         }
-    }
+    });
     return last;
 }
 
@@ -104,7 +117,10 @@ void leo_mask(void* pool, float* logits, int64_t columns, const int64_t* rows, c
     parallel(*(Pool*)pool, (int)count, [&](int number, int) {
         float* here = logits + rows[number] * columns;
         const Row row{here, columns, words + slots[number] * size, size};
-        for (long at = 0; at < columns; at += LANES) narrow_some(here + at, row.values(at), columns - at);
+        for (long at = 0; at < columns; at += LANES) {
+            const Floats x = widen_some(here + at, columns - at);
+            narrow_some(here + at, allowed(x, row.word(at / WORD * WORD) >> at % WORD), columns - at);
+        }
     });
 }
 

@@ -86,21 +86,43 @@ class CompiledGrammar:
         return matcher
 
 
+class Mask:
+    """One slot's row of words, and where it lies."""
+
+    def __init__(self, words: Words) -> None:
+        self.words = words  # [W], without gaps
+        self.place = (words.ctypes.data, words.nbytes)
+
+
 class Matcher:
     """How far one answer has come in its grammar."""
 
     def __init__(self, matcher: llguidance.LLMatcher, words: int) -> None:
         self.inner = matcher
         self.words = words
+        self._mask: Mask | None = None
+
+    def keep(self, mask: Mask) -> None:
+        """Have this mask say what may come next, from now on and after each token."""
+        if mask is not self._mask:
+            self._mask = mask
+            self.inner.unsafe_compute_mask_ptr(*mask.place)
 
     def advance(self, token: int) -> None:
         """Take note of the token that was chosen."""
         self.inner.consume_token(token)
+        # At once, while the parser's tables are in the processor's caches: after the next forward pass they are not.
+        if self._mask is not None and not self.inner.is_stopped():
+            self.inner.unsafe_compute_mask_ptr(*self._mask.place)
 
     @property
     def complete(self) -> bool:
         """Whether the answer is whole, and nothing can follow."""
         return self.inner.is_stopped() and not self.inner.is_error()
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.inner.is_error())
 
     @property
     def error(self) -> str | None:
@@ -113,7 +135,7 @@ class Masks:
 
     Where a device computes the step they are made aside, in other threads. Where the processor does it itself, all its
     cores are at work already: a thread more would hold up the product that it meets for longer than a mask takes, and
-    they are made where they are needed.
+    they are made between two steps, each when its matcher moves on.
     """
 
     def __init__(self, slots: int, vocab: int, *, aside: bool) -> None:
@@ -121,10 +143,10 @@ class Masks:
         self._slots = slots
         self._aside = aside
         self._words: Words = np.zeros((slots, 0), dtype=np.int32)  # as wide as the tokenizer is, once that is known
+        self._masks: list[Mask] = []  # by slot
         self._executor: llguidance.LLExecutor | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._filling: Future[None] | None = None
-        self._missing: list[tuple[llguidance.LLMatcher, int]] = []
 
     def begin(self, matchers: Sequence[tuple[int, Matcher]]) -> None:
         """The masks of slots with these matchers will be needed. Until the next one nobody may move the matchers on."""
@@ -132,19 +154,22 @@ class Masks:
             return
         if not self._words.shape[1]:  # most servers never need them
             self._words = np.zeros((self._slots, matchers[0][1].words), dtype=np.int32)
-        self._missing = [(matcher.inner, slot) for slot, matcher in matchers if matcher.error is None]
-        if len(self._missing) < len(matchers):
-            for slot, _ in matchers:
+            self._masks = [Mask(row) for row in self._words]
+        missing = []
+        for slot, matcher in matchers:
+            if matcher.failed:
                 self._words[slot] = 0  # of an answer that cannot go on nothing is allowed
-        if self._aside and self._missing:
-            self._start()
+            elif self._aside:
+                missing.append((matcher.inner, slot))
+            else:
+                matcher.keep(self._masks[slot])
+        if missing:
+            self._start(missing)
 
-    def _start(self) -> None:
+    def _start(self, rows: list[tuple[llguidance.LLMatcher, int]]) -> None:
         if self._executor is None or self._thread is None:
             self._executor, self._thread = llguidance.LLExecutor(), ThreadPoolExecutor(1, "masks")
-        rows, self._missing = self._missing, []
-        at, size = self._words.ctypes.data, self._words.strides[0]
-        fill = self._executor.unsafe_compute_mask_ptr
+        fill, (at, size) = self._executor.unsafe_compute_mask_ptr, self._masks[0].place
         self._filling = self._thread.submit(fill, rows, at, size, len(self._words))
 
     def words(self) -> Words:
@@ -152,10 +177,6 @@ class Masks:
         if self._filling is not None:
             self._filling.result()
             self._filling = None
-        at, size = self._words.ctypes.data, self._words.strides[0]
-        for matcher, slot in self._missing:
-            matcher.unsafe_compute_mask_ptr(at + slot * size, size)
-        self._missing = []
         return self._words
 
     def allowed_flags(self, slot: int) -> NDArray[np.bool_]:
