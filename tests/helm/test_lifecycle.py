@@ -28,6 +28,8 @@ BROUGHT: list[dict[str, Any]] = [
         "spec": {"accessModes": ["ReadOnlyMany"], "resources": {"requests": {"storage": "1Gi"}}},
     },
 ]
+# What stays when a release goes.
+KEPT = [("PersistentVolumeClaim", "leo-cache"), ("Secret", "leo-keys")]
 
 
 @dataclass
@@ -106,7 +108,42 @@ def test_a_release_lives_and_leaves_what_is_to_be_kept(life: Life) -> None:
     assert (life.key, life.checksum, life.image) == first
 
     life.helm.uninstall(RELEASE, wait="watcher", timeout=SECONDS)
-    assert life.left == [("PersistentVolumeClaim", "leo-cache")]
+    assert life.left == KEPT
+
+
+@pytest.mark.parametrize("how", ["changed", "made anew"])
+def test_a_key_that_was_rotated_stays_so_whatever_comes_back(life: Life, how: str) -> None:
+    life.install({})
+    first = life.key
+    secrets = life.cluster.resource("Secret")
+    if how == "changed":  # by hand
+        rotated = life.get("Secret", "leo-keys") | {"data": {"keys": base64.b64encode(b"sk-new\n").decode()}}
+        life.cluster.store.replace(secrets, NAMESPACE, rotated)
+    else:  # by the upgrade
+        life.cluster.store.delete(secrets, NAMESPACE, "leo-keys")
+    life.upgrade({"options": {"max_num_seqs": 8}})
+    second = life.key
+    assert first != second
+    life.upgrade({"options": {"max_num_seqs": 16}})
+    for version in (2, 1):
+        life.helm.rollback(RELEASE, version=version, wait="watcher", timeout=SECONDS)
+        assert life.key == second
+    assert life.get("Deployment")["status"]["availableReplicas"] == 1
+
+    life.helm.uninstall(RELEASE, wait="watcher", timeout=SECONDS, keep_history=True)
+    life.helm.rollback(RELEASE, version=2, wait="watcher", timeout=SECONDS)
+    assert life.key == second
+    assert life.get("Deployment")["status"]["availableReplicas"] == 1
+
+
+def test_a_key_is_made_once_and_another_entry_has_the_same(life: Life) -> None:
+    life.install({"apiKeys": {"enabled": False}})
+    assert ("Secret", "leo-keys") not in life.left
+    life.upgrade({"apiKeys": {"enabled": True}})
+    key = life.key
+    life.upgrade({"apiKeys": {"secretKey": "other"}})
+    entries = life.get("Secret", "leo-keys")["data"]
+    assert {name: base64.b64decode(value).decode() for name, value in entries.items()} == {"keys": key, "other": key}
 
 
 def test_its_test_runs_and_leaves_its_log_alone(life: Life) -> None:
@@ -115,7 +152,7 @@ def test_its_test_runs_and_leaves_its_log_alone(life: Life) -> None:
     told = life.helm.test(RELEASE, timeout=SECONDS, logs=True)
     assert "log of leo-test" in told["logs"]
     life.helm.uninstall(RELEASE, wait="watcher", timeout=SECONDS)
-    assert life.left == [("Pod", "leo-test")]
+    assert life.left == [("Pod", "leo-test"), ("Secret", "leo-keys")]
 
 
 def test_its_test_fails_with_the_server(life: Life) -> None:
@@ -175,7 +212,7 @@ def test_every_preset_installs(name: str) -> None:
             helm.install(chart(), RELEASE, values, wait="hookOnly")
             assert [one["status"]["conditions"] for one in cluster.all("Deployment") if not _available(one)] == []
             helm.uninstall(RELEASE, wait="hookOnly")
-            kept = {one["metadata"]["name"] for one in brought} | {"leo-cache"}
+            kept = {one["metadata"]["name"] for one in brought} | {name for _, name in KEPT}
             assert {one["metadata"]["name"] for one in cluster.all()} <= kept
 
 
