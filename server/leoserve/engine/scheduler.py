@@ -32,7 +32,7 @@ from leoserve.engine.cache import BlockPool
 from leoserve.engine.pacing import Pace
 from leoserve.engine.request import EngineStats, FinishReason, Request, TokenLogprobs, TokenOutput
 from leoserve.engine.sequence import NO_SLOT, Sequence, Status
-from leoserve.model.step import Admitted, Result, Row, RowResult, Step
+from leoserve.model.step import Admitted, Result, Row, RowResult, Step, in_full
 
 if TYPE_CHECKING:
     from leoserve.model.grammar import CompiledGrammar
@@ -237,7 +237,7 @@ class Scheduler:
                 name, cached, begin = sequence.request_id, sequence.num_cached, sequence.scheduled_at or 0.0
                 outputs.append(TokenOutput(name, sequence.index, [result], None, None, None, cached, begin))
                 continue
-            output = self._advance(sequence, row, result if isinstance(result, RowResult) else RowResult(result))
+            output = self._advance(sequence, row, in_full(result))
             if output is not None:
                 outputs.append(output)
                 silent += not output.token_ids

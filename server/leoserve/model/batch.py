@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -58,21 +59,23 @@ def build_batch(
     slots = [row.slot for row in rows]
     where = np.array(slots, dtype=np.int64)
     starts = np.array([row.start for row in rows], dtype=np.int64)
-    counts: Int64 = np.ones(len(rows), dtype=np.int64)
-    for number, row_tokens in known:
-        counts[number] = len(row_tokens)
-    query_start: Int64 = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(counts, out=query_start[1:])
-    row_of_token: Int64 = np.arange(len(rows))
-    positions, tokens = starts, last_token[where]
-    if query_start[-1] > len(rows):
-        row_of_token = np.repeat(row_of_token, counts)
+    one_each = _numbers(len(rows) + 1)
+    if known:
+        counts: Int64 = np.ones(len(rows), dtype=np.int64)
+        for number, row_tokens in known:
+            counts[number] = len(row_tokens)
+        query_start: Int64 = np.concatenate([one_each[:1], np.cumsum(counts)])
+        row_of_token = np.repeat(one_each[:-1], counts)
         positions = np.arange(query_start[-1]) - (query_start[:-1] - starts)[row_of_token]
-        tokens = tokens[row_of_token]
-    for number, row_tokens in known:
-        tokens[query_start[number] : query_start[number + 1]] = row_tokens
-    contexts = starts + counts
-    longest = int(contexts.max())
+        tokens = last_token[where[row_of_token]]
+        for number, row_tokens in known:
+            tokens[query_start[number] : query_start[number + 1]] = row_tokens
+        contexts, query_lens = starts + counts, counts.tolist()
+    else:  # as in most steps
+        query_start, row_of_token, positions, tokens = one_each, one_each[:-1], starts, last_token[where]
+        contexts, query_lens = starts + 1, [1] * len(rows)
+    context_lens = contexts.tolist()
+    longest = max(context_lens)
     table = tables.of(where, longest)
     block, offset = np.divmod(positions, tables.block_size)
     slot_mapping = table[row_of_token, block] * np.int64(tables.block_size) + offset
@@ -82,9 +85,15 @@ def build_batch(
         context_len=torch.from_numpy(contexts.astype(np.int32)).to(device),
         block_table=torch.from_numpy(table).to(device),
         slot_mapping=torch.from_numpy(slot_mapping).to(device),
-        query_lens=counts.tolist(),
-        context_lens=contexts.tolist(),
-        max_query=int(counts.max()),
+        query_lens=query_lens,
+        context_lens=context_lens,
+        max_query=max(query_lens),
         max_context=longest,
     )
     return Batch(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), slots, where, metadata)
+
+
+@cache
+def _numbers(count: int) -> Int64:
+    """[count]: 0, 1, ...; not to be written to."""
+    return np.arange(count)

@@ -29,7 +29,7 @@ from leoserve.model.graphs import PADDING, DecodeGraphs, Recorder
 from leoserve.model.llama import Llama
 from leoserve.model.sampler import GRAMMAR_FAILED, NOT_FINITE, NOTHING_LEFT
 from leoserve.model.slots import SlotEdits
-from leoserve.model.step import Row, RowResult, Step, TokenLogprobs, Unrecoverable
+from leoserve.model.step import Result, Row, RowResult, Step, TokenLogprobs, Unrecoverable, in_full
 
 Int32 = NDArray[np.int32]
 LOGITS_PER_PASS = 64  # rows of logits that a scored prompt holds at a time
@@ -62,33 +62,35 @@ class DeviceStep:
     scored: list[tuple[int, Logprobs, int, int]]  # number of the row, most likely ones of its targets, how many of each
     done: Event
 
-    def results(self) -> list[RowResult]:
+    def results(self) -> list[Result]:
         """Wait for the step; see engine.loop.LaunchedStep."""
         self.done.synchronize()
-        results = [RowResult() for _ in self.rows]
-        for number, logprobs, count, rows in self.scored:
-            entries = [token_logprobs(logprobs, place, count) for place in range(rows)]
-            results[number].prompt_logprobs = (results[number].prompt_logprobs or []) + entries
+        results: list[Result] = [RowResult() for _ in self.rows]
         if self.sampling is not None:
-            self._take(self.sampling, results)
+            tokens, failed = self.sampling.tokens.tolist(), self.sampling.failed.tolist()
+            for place, number in enumerate(self.sampling.numbers):
+                slot = self.rows[number].slot
+                results[number] = self._found(self.sampling, place, slot, tokens[place], failed[place])
+        for number, logprobs, count, rows in self.scored:
+            result = results[number] = in_full(results[number])
+            entries = [token_logprobs(logprobs, place, count) for place in range(rows)]
+            result.prompt_logprobs = (result.prompt_logprobs or []) + entries
         return results
 
-    def _take(self, sampling: Sampling, results: list[RowResult]) -> None:
-        tokens, failed = sampling.tokens.tolist(), sampling.failed.tolist()
-        for place, number in enumerate(sampling.numbers):
-            result, count = results[number], sampling.counts[place]
-            result.token = tokens[place]
-            if count >= 0 and sampling.logprobs is not None:
-                result.logprobs = token_logprobs(sampling.logprobs, place, count)
-            slot = self.rows[number].slot
-            if (fault := self.runner.edits.fault(slot)) is not None:
-                result.error, result.error_kind = f"{GRAMMAR_FAILED}: {fault}", "grammar"
-            elif failed[place] == CODE_NOTHING_LEFT:
-                result.error, result.error_kind = NOTHING_LEFT, "invalid"
-            elif failed[place] or (result.logprobs is not None and not result.logprobs.rank):
-                result.error, result.logprobs = NOT_FINITE, None
-            else:
-                result.complete = self.runner.edits.add(slot, tokens[place])
+    def _found(self, sampling: Sampling, place: int, slot: int, token: int, failed: int) -> Result:
+        """What was sampled for the row at this place among those that sample."""
+        edits, count = self.runner.edits, sampling.counts[place]
+        logprobs = None
+        if count >= 0 and sampling.logprobs is not None:
+            logprobs = token_logprobs(sampling.logprobs, place, count)
+        if (fault := edits.fault(slot)) is not None:
+            return RowResult(token, logprobs, error=f"{GRAMMAR_FAILED}: {fault}", error_kind="grammar")
+        if failed == CODE_NOTHING_LEFT:
+            return RowResult(token, logprobs, error=NOTHING_LEFT, error_kind="invalid")
+        if failed or (logprobs is not None and not logprobs.rank):
+            return RowResult(token, error=NOT_FINITE)
+        complete = edits.add(slot, token)
+        return RowResult(token, logprobs, complete=complete) if complete or logprobs is not None else token
 
 
 def token_logprobs(logprobs: Logprobs, place: int, count: int) -> TokenLogprobs:

@@ -13,7 +13,7 @@ import torch
 from leoserve.model.batch import Batch, BlockTables, Int64, build_batch
 from leoserve.model.llama import Llama
 from leoserve.model.sampler import Sampler
-from leoserve.model.step import Computed, Result, Row, RowResult, Step, TokenLogprobs
+from leoserve.model.step import Computed, Result, Row, RowResult, Step, TokenLogprobs, in_full
 
 LOGITS_PER_PASS = 64  # rows of logits that a scored prompt holds at a time
 
@@ -53,7 +53,7 @@ class Runner:
         silent = {number for number in notable if not rows[number].samples}
         wanted = [number for number in range(len(rows)) if number not in silent] if silent else range(len(rows))
         self.sampler.begin([batch.slots[number] for number in wanted] if silent else batch.slots)
-        ends = self._ends(batch, wanted)
+        ends = self._ends(batch, wanted) if notable else None
         scores = any(rows[number].targets is not None for number, _ in known)
         hidden = self.model.forward(
             batch.tokens, batch.positions, self.key_value, batch.metadata, None if scores else ends
@@ -63,8 +63,7 @@ class Runner:
             hidden = hidden[ends]
         results = self._sample(batch, wanted, hidden)  # last: a sampler that was done cannot be tried again
         for number, logprobs in scored:
-            result = results[number]
-            results[number] = result = RowResult(result) if isinstance(result, int) else result
+            result = results[number] = in_full(results[number])
             result.prompt_logprobs = logprobs
         return Computed(results)
 

@@ -245,10 +245,10 @@ class Sampler:
 
         They are set to 0, so that nothing that follows meets a NaN.
         """
-        failed: list[str | None] = [None] * len(logits)
-        fine = np.abs(peaks) < TOO_LARGE
-        if not fine.all():
-            rows = np.flatnonzero(~fine)
+        failed: list[str | None] = [None] * len(peaks)
+        sizes = np.abs(peaks)
+        if not sizes.max() < TOO_LARGE:  # so it is where one is NaN
+            rows = np.flatnonzero(~(sizes < TOO_LARGE))
             for row in rows.tolist():
                 failed[row] = NOTHING_LEFT if peaks[row] == -np.inf and row in edited else NOT_FINITE
             logits.index_fill_(0, self._tensor(rows), 0.0)
@@ -298,7 +298,7 @@ class Dead:
         if not self._at_the_end:
             logits.index_fill_(1, self._ids, -torch.inf)
         elif self._first < logits.shape[1]:
-            logits[:, self._first :] = -torch.inf
+            (logits.numpy() if logits.is_cpu else logits)[:, self._first :] = -torch.inf  # numpy takes half as long
 
 
 def _those_in(some: Collection[int], slots: Sequence[int]) -> list[int]:

@@ -135,6 +135,11 @@ class RowResult(msgspec.Struct, gc=False):
 Result = RowResult | int  # a row's; a token alone where there is nothing else to say, as nearly always
 
 
+def in_full(result: Result) -> RowResult:
+    """The same as a record."""
+    return RowResult(result) if isinstance(result, int) else result
+
+
 @dataclass(frozen=True, slots=True)
 class Computed:
     """A launched step whose results are there."""
