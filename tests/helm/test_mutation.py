@@ -61,6 +61,7 @@ BASES: dict[str, dict[str, Any]] = {
     "dashboard.enabled": {},
 }
 
+TOLERATIONS = [[], [{"key": "a", "operator": "Equal", "value": "b"}]]
 # Another value of a type that says little about what is valid.
 OTHERS: dict[str, list[Any]] = {
     "prometheusRule.disabled": [["LeoserveDown"]],
@@ -68,7 +69,8 @@ OTHERS: dict[str, list[Any]] = {
     "extraVolumes": [[{"name": "x", "emptyDir": {}}]],
     "extraVolumeMounts": [[{"name": "tmp", "mountPath": "/x"}]],
     "extraEnv": [[{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]],
-    "tolerations": [[], [{"key": "a", "operator": "Equal", "value": "b"}]],
+    "tolerations": TOLERATIONS,
+    "test.tolerations": TOLERATIONS,
     "httpRoute.parentRefs": [[{"name": "other", "namespace": "gateways"}]],
     "networkPolicy.extraEgress": [[{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]],
     "networkPolicy.clients": [[{"namespaceSelector": {"matchLabels": {"a": "b"}}}]],

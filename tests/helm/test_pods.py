@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from leoserve.settings import Settings, SettingsError
-from tests.helm.engine import EXAMPLES, Pod, at, example, merged, render
+from tests.helm.engine import EXAMPLES, Pod, at, example, is_hook, merged, render
 from tests.helm.restricted import violations
 from tests.helm.test_examples import DEFAULTS, NAMES, rendered
 
@@ -155,6 +155,36 @@ def test_the_server_takes_the_options_it_is_given(name: str, tmp_path: Path, mon
         assert settings.shutdown_grace == settings.request_timeout
         assert settings.host == "0.0.0.0"
         assert (settings.api_key_file is not None) == ("LEOSERVE_API_KEY_FILE" in variables)
+
+
+SERVERS_NODES: dict[str, Any] = {
+    "gpu": {"count": 4},
+    "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H200"},
+    "tolerations": [{"key": "gpu-pool", "operator": "Exists"}],
+    "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+    "priorityClassName": "high",
+    "runtimeClassName": "nvidia",
+}
+
+
+def test_the_pod_that_chats_needs_no_node_of_the_servers() -> None:
+    its_own: dict[str, Any] = {
+        "nodeSelector": {"pool": "small"},
+        "tolerations": [{"key": "pool", "operator": "Equal", "value": "small", "effect": "NoSchedule"}],
+    }
+    for values in ({}, its_own):
+        rendering = render({**SERVERS_NODES, "test": values})
+        (server,) = rendering.serving
+        (pod,) = [pod for pod in rendering.pods if is_hook(pod.owner)]
+        placed = SERVERS_NODES.keys() - {"gpu"}
+        assert all(server.spec[name] == SERVERS_NODES[name] for name in placed)
+        assert "nvidia.com/gpu" in server.server["resources"]["limits"]
+        (chat,) = pod.containers
+        assert chat["resources"].keys() == {"requests", "limits"}
+        assert {name for named in chat["resources"].values() for name in named} == {"cpu", "memory"}
+        tolerated = {"tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]}
+        assert {name: pod.spec[name] for name in placed if name in pod.spec} == (values or tolerated)
+        assert "topologySpreadConstraints" not in pod.spec
 
 
 def test_the_download_alone_sees_the_hubs_token() -> None:

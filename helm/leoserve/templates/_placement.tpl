@@ -1,5 +1,5 @@
-{{/* Where a pod runs, and as whom. Takes a `$d` with `role`. */}}
-{{- define "leoserve.placement" -}}
+{{/* As whom a pod runs and pulls its image. Takes a `$d`. */}}
+{{- define "leoserve.identity" -}}
 {{- $v := .v -}}
 securityContext:
   {{- toYaml $v.podSecurityContext | nindent 2 }}
@@ -9,6 +9,11 @@ imagePullSecrets:
   - name: {{ . | quote }}
   {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* Where a pod runs that computes or answers. Takes a `$d` with `role`. */}}
+{{- define "leoserve.placement" -}}
+{{- $v := .v -}}
 {{- with $v.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}

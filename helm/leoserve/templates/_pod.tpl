@@ -16,6 +16,7 @@ spec:
   enableServiceLinks: false  # a Service called leoserve would set LEOSERVE_PORT
   {{- /* How long the longest answer may take once everybody knows that the pod is ending, and then the server its leave. */}}
   terminationGracePeriodSeconds: {{ add $v.preStopSeconds (ceil $v.options.request_timeout) 15 }}
+  {{- include "leoserve.identity" . | nindent 2 }}
   {{- include "leoserve.placement" . | nindent 2 }}
   {{- if eq $v.model.source "hub" }}
   initContainers:
