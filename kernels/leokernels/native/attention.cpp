@@ -56,11 +56,21 @@ static inline void widen_all(const T* from, Floats* to) {
     }
 }
 
+// Memory that is read next, in rows of VECTORS vectors, so many bytes apart. The processor itself does not look past a
+// page, and pieces lie in pages anywhere.
+struct Next {
+    const char* at;
+    long apart;
+};
+
 // sums [QUERIES][VECTORS] += for each of `count` steps the step's factor for each query, STRIDE apart, times VECTORS
-// vectors of `from`, `apart` elements on with each step.
+// vectors of `from`, `apart` elements on with each step. Each step asks for a row of what is next.
 template <class T, int QUERIES, int VECTORS, int STRIDE>
-static inline void add_up(const float* factors, const T* from, long apart, long count, Floats (*sums)[VECTORS]) {
+static inline void add_up(const float* factors, const T* from, long apart, long count, Next next,
+                          Floats (*sums)[VECTORS]) {
     for (long step = 0; step < count; step++) {
+        for (long line = 0; line < (long)(VECTORS * LANES * sizeof(T)); line += 64)
+            __builtin_prefetch(next.at + step * next.apart + line, 0, 3);
         Floats x[VECTORS];
         widen_all<T, VECTORS>(from + step * apart, x);
 #pragma GCC unroll 8
@@ -74,9 +84,9 @@ static inline void add_up(const float* factors, const T* from, long apart, long 
 
 // The scores of VECTORS vectors of keys, to `scores` [QUERIES][PIECE].
 template <class T, int QUERIES, int VECTORS>
-void score_some(const float* query, const T* keys, long size, long dim, float* scores) {
+void score_some(const float* query, const T* keys, long size, long dim, Next next, float* scores) {
     Floats sums[QUERIES][VECTORS] = {};
-    add_up<T, QUERIES, VECTORS, LEO_MOST_HEAD_DIM>(query, keys, size, dim, sums);
+    add_up<T, QUERIES, VECTORS, LEO_MOST_HEAD_DIM>(query, keys, size, dim, next, sums);
 #pragma GCC unroll 8
     for (int q = 0; q < QUERIES; q++) {
         float* to = scores + q * PIECE;
@@ -91,24 +101,26 @@ void score_some(const float* query, const T* keys, long size, long dim, float* s
 
 // scores [QUERIES][PIECE]: of `count` keys, a multiple of LANES, lying `size` apart from dimension to dimension.
 template <class T, int QUERIES>
-void score(const float* query, const T* keys, long size, long dim, long count, float (*scores)[PIECE]) {
+void score(const float* query, const T* keys, long size, long dim, long count, const T* values,
+           float (*scores)[PIECE]) {
+    const Next next{(const char*)values, (long)(PIECE * sizeof(T))};  // as many bytes of them as there are of keys
     long at = 0;
     for (; at + MOST_VECTORS * LANES <= count; at += MOST_VECTORS * LANES)
-        score_some<T, QUERIES, MOST_VECTORS>(query, keys + at, size, dim, scores[0] + at);
+        score_some<T, QUERIES, MOST_VECTORS>(query, keys + at, size, dim, next, scores[0] + at);
     for (; at + 2 * LANES <= count; at += 2 * LANES)
-        score_some<T, QUERIES, 2>(query, keys + at, size, dim, scores[0] + at);
-    if (at < count) score_some<T, QUERIES, 1>(query, keys + at, size, dim, scores[0] + at);
+        score_some<T, QUERIES, 2>(query, keys + at, size, dim, next, scores[0] + at);
+    if (at < count) score_some<T, QUERIES, 1>(query, keys + at, size, dim, next, scores[0] + at);
 }
 
 // VECTORS vectors of dimensions of `mixed` [QUERIES][dim], which keeps them as Pair reads them.
 template <class T, int QUERIES, int VECTORS>
-void mix_some(const float* shares, const float* kept, const T* values, long dim, long count, float* mixed) {
+void mix_some(const float* shares, const float* kept, const T* values, long dim, long count, Next next, float* mixed) {
     Floats sums[QUERIES][VECTORS];
 #pragma GCC unroll 8
     for (int q = 0; q < QUERIES; q++)
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) sums[q][v] = load<Floats>(mixed + q * dim + v * LANES) * kept[q];
-    add_up<T, QUERIES, VECTORS, PIECE>(shares, values, dim, count, sums);
+    add_up<T, QUERIES, VECTORS, PIECE>(shares, values, dim, count, next, sums);
 #pragma GCC unroll 8
     for (int q = 0; q < QUERIES; q++)
 #pragma GCC unroll 8
@@ -117,11 +129,13 @@ void mix_some(const float* shares, const float* kept, const T* values, long dim,
 
 // mixed [QUERIES][dim] = mixed * kept + shares × values: of `count` values, [dim] each. dim is a multiple of 2 LANES.
 template <class T, int QUERIES>
-void mix(const float* shares, const float* kept, const T* values, long dim, long count, float* mixed) {
+void mix(const float* shares, const float* kept, const T* values, long dim, long count, Next next, float* mixed) {
     long at = 0;
-    for (; at + MOST_VECTORS * LANES <= dim; at += MOST_VECTORS * LANES)
-        mix_some<T, QUERIES, MOST_VECTORS>(shares, kept, values + at, dim, count, mixed + at);
-    for (; at < dim; at += 2 * LANES) mix_some<T, QUERIES, 2>(shares, kept, values + at, dim, count, mixed + at);
+    for (; at + MOST_VECTORS * LANES <= dim; at += MOST_VECTORS * LANES) {
+        mix_some<T, QUERIES, MOST_VECTORS>(shares, kept, values + at, dim, count, next, mixed + at);
+        next.at += PIECE * next.apart;
+    }
+    for (; at < dim; at += 2 * LANES) mix_some<T, QUERIES, 2>(shares, kept, values + at, dim, count, next, mixed + at);
 }
 
 // Scores into shares: exponentials of what is seen, with the largest score and their sum kept up. `keys` keys from
@@ -173,17 +187,20 @@ void attend(const LeoAttention& job, const Tile& tile) {
         total[q] = 0;
     }
     const int32_t* table = job.block_table + (long)tile.row * job.table_width;
+    auto page = [&](long position) { return ((long)table[position / size] * job.kv_heads + tile.kv_head) * dim * size; };
     for (long begin = first / piece * piece; begin <= last; begin += piece) {
-        const long page = ((long)table[begin / size] * job.kv_heads + tile.kv_head) * dim * size, offset = begin % size;
-        const T* keys = (const T*)job.keys + page + offset;
-        const T* values = (const T*)job.values + page + offset * dim;
+        const long here = page(begin), offset = begin % size;
+        const T* keys = (const T*)job.keys + here + offset;
+        const T* values = (const T*)job.values + here + offset * dim;
+        const long then = std::min(begin + piece, last);
+        const Next next{(const char*)((const T*)job.keys + page(then) + then % size), (long)(size * sizeof(T))};
         const long seen = std::min(piece, last + 1 - begin), up = (seen + LANES - 1) / LANES * LANES;
-        score<T, QUERIES>(query, keys, size, dim, up, scores);
+        score<T, QUERIES>(query, keys, size, dim, up, values, scores);
         for (int q = 0; q < QUERIES; q++)
             kept[q] = soften<T>(scores[q], begin, up, walk.first_seen(q), walk.position(q), peak[q], total[q]);
         // What nobody sees may be anything, NaN too, and a share of 0 would not keep it out.
         const long from = std::max(0L, first - begin);
-        mix<T, QUERIES>(scores[0] + from, kept, values + from * dim, dim, seen - from, mixed);
+        mix<T, QUERIES>(scores[0] + from, kept, values + from * dim, dim, seen - from, next, mixed);
     }
     for (int q = 0; q < QUERIES; q++) {
         T* out = (T*)job.out + walk.element(q);

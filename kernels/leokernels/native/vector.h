@@ -214,19 +214,22 @@ static inline float largest(Floats x) {
         return largest<WIDTH / 2>(greater(crossed<WIDTH>(x), x));
 }
 
-// e to the power of r * 2^n for |r| <= log(2)/2 from Cody and Waite's reduction of x: a polynomial of degree 6 (Cephes'
-// expf), within 2 units in the last place. x is from -87.3 to 88.02.
-static inline Floats exponential_within(Floats x) {
-    Floats shifted = fma(x, all(1.44269504088896341f), all(12582912.0f));  // the nearest integer in the lowest bits
-    Floats power = shifted - 12582912.0f;
-    Floats r = fma(power, all(2.12194440e-4f), fma(power, all(-0.693359375f), x));
+// e to the power of r for |r| <= log(2)/2: a polynomial of degree 6 (Cephes' expf), within 2 units in the last place.
+static inline Floats exponential_near(Floats r) {
     Floats y = fma(all(1.9875691500e-4f), r, all(1.3981999507e-3f));
     y = fma(y, r, all(8.3334519073e-3f));
     y = fma(y, r, all(4.1665795894e-2f));
     y = fma(y, r, all(1.6666665459e-1f));
     y = fma(y, r, all(5.0000001201e-1f));
-    y = fma(y * r, r, r) + 1.0f;
-    return same_bits<Floats>(same_bits<Words>(y) + (same_bits<Words>(shifted) << 23));
+    return fma(y * r, r, r) + 1.0f;
+}
+
+// e to the power of x, from -87.3 to 88.02, as r + n * log(2) (Cody and Waite).
+static inline Floats exponential_within(Floats x) {
+    Floats shifted = fma(x, all(1.44269504088896341f), all(12582912.0f));  // the nearest integer in the lowest bits
+    Floats power = shifted - 12582912.0f;
+    Floats r = fma(power, all(2.12194440e-4f), fma(power, all(-0.693359375f), x));
+    return same_bits<Floats>(same_bits<Words>(exponential_near(r)) + (same_bits<Words>(shifted) << 23));
 }
 
 // e to the power of x; 0 below -87.3, infinity above 88, NaN for NaN.
@@ -239,7 +242,15 @@ static inline Floats exponential(Floats x) {
 
 // The same for x that is 0 or less: the weights of a softmax, whose largest logit has been taken off.
 static inline Floats exponential_down(Floats x) {
+#if LANES == 16
+    // The processor scales by the power, in the lanes where that is not 0: there it would take a hundred times as long.
+    const __mmask16 lanes = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.33654f), _CMP_NLT_UQ);  // NaN, too
+    const __m512 power = _mm512_roundscale_ps((__m512)(x * 1.44269504088896341f), _MM_FROUND_TO_NEAREST_INT);
+    const Floats r = fma((Floats)power, all(2.12194440e-4f), fma((Floats)power, all(-0.693359375f), x));
+    return (Floats)_mm512_maskz_scalef_ps(lanes, (__m512)exponential_near(r), power);
+#else
     Floats result = exponential_within(greater(x, all(-87.33654f)));
     result = x < -87.33654f ? all(0.0f) : result;
     return x != x ? x : result;
+#endif
 }
