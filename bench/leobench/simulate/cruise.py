@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from leoserve.engine.draft import Draft
 from leoserve.engine.request import TokenOutput
-from leoserve.engine.scheduler import Draft, Scheduler, Wanted
+from leoserve.engine.scheduler import Scheduler, Wanted
 from leoserve.engine.sequence import Sequence
 from leoserve.model.step import Result, Row, Step
 
