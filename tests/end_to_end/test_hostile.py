@@ -248,8 +248,9 @@ def test_a_body_in_chunks_without_an_end_is_a_413(server: Server, expected: dict
 
 
 def test_a_head_has_no_body(server: Server) -> None:
-    heard = httpx.head(server.url + MODELS, timeout=PATIENCE)
-    assert (heard.status_code, heard.content) == (405, b"")
+    for path, status in ((MODELS, 200), (COMPLETIONS, 405), ("/nowhere", 404)):
+        heard = httpx.head(server.url + path, timeout=PATIENCE)
+        assert (heard.status_code, heard.content) == (status, b"")
 
 
 def test_clients_that_send_little_or_nothing_hold_up_nobody(server: Server, expected: dict[str, Told]) -> None:
