@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from hashlib import blake2b
 
-from leoserve.model.step import Computed, Row, RowResult, Step
+from leoserve.model.step import Computed, Result, Row, RowResult, Step
 
 Cell = bytes
 
@@ -76,7 +76,7 @@ class PagedOracle:
         if self.failing_token is not None and any(self.failing_token in (row.tokens or ()) for row in step.rows):
             raise RuntimeError("this token cannot be computed")
 
-    def run(self, step: Step, fails: bool = False) -> list[RowResult]:
+    def run(self, step: Step, fails: bool = False) -> list[Result]:
         """Compute a step, or fail halfway."""
         sources = [list(self.cells[source]) for source, _ in step.copies]
         for (_, target), cells in zip(step.copies, sources, strict=True):
@@ -91,7 +91,14 @@ class PagedOracle:
             self.require(not twice, "a position is computed twice, or left out, without a preemption")
             self.ends[row.slot] = row.start + row.count
             self.computed.append((row.slot, row.start, row.count))
-        return [RowResult(token=self._sample(row) if row.samples else None) for row in step.rows]
+        return [self._result(row) for row in step.rows]
+
+    def _result(self, row: Row) -> Result:
+        """A token alone or as a record: both say the same."""
+        if not row.samples:
+            return RowResult()
+        token = self._sample(row)
+        return RowResult(token) if row.start % 3 == 0 else token
 
     def _write(self, row: Row) -> None:
         values = [self.last[row.slot]] if row.tokens is None else row.tokens
@@ -181,9 +188,9 @@ class LateStep:
         self.oracle = oracle
         self.step = step
         self.blocks = blocks
-        self.computed: list[RowResult] | None = None
+        self.computed: list[Result] | None = None
 
-    def results(self) -> list[RowResult]:
+    def results(self) -> list[Result]:
         while self.computed is None:
             self.oracle.catch_up(1)
         self.oracle.require(self.oracle.untaken[0] is self, "results are taken out of order")

@@ -252,6 +252,17 @@ def test_equal_prompts_are_computed_once():
     assert driver.scheduler.stats.prompt_tokens - before == 1
 
 
+def test_what_is_being_generated_is_found_block_by_block():
+    driver = Driver(make_scheduler(num_blocks=16, budget=32))
+    driver.submit("talks", [1, 2, 3], max_tokens=20)
+    for _ in range(10):  # the prompt, and nine tokens of the answer
+        driver.loop.step()
+    driver.submit("asks", [1, 2, 3, *driver.sent["talks", 0]], max_tokens=1)
+    driver.loop.step()
+    assert ("talks", 0) not in driver.reasons
+    assert driver.cached["asks", 0] == 12
+
+
 def test_other_salts_share_nothing():
     driver = Driver(make_scheduler(num_blocks=16, budget=32))
     driver.submit("first", range(17), max_tokens=1, salt="a")

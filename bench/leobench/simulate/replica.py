@@ -16,7 +16,7 @@ from leoserve.engine.cache import BlockPool
 from leoserve.engine.loop import EngineLoop
 from leoserve.engine.request import Refused, Request, SamplingParams, StepOutputs
 from leoserve.engine.scheduler import SchedulerLimits
-from leoserve.model.step import Row, RowResult, Step
+from leoserve.model.step import Result, Row, RowResult, Step
 
 
 @dataclass(slots=True)
@@ -99,10 +99,10 @@ class Device:
             clock.now, clock.device_free, self._last.done = moment
             yield seconds
 
-    def results(self, step: Step, done: float) -> list[RowResult]:
+    def results(self, step: Step, done: float) -> list[Result]:
         """What a step brought, once it is `done`."""
         self._clock.now = max(self._clock.now, done)
-        return [RowResult(token=self._token(row) if row.samples else None) for row in step.rows]
+        return [self._token(row) if row.samples else RowResult() for row in step.rows]
 
     def _token(self, row: Row) -> int:
         prompt, answer = self._slots[row.slot]
@@ -117,7 +117,7 @@ class Launched:
     step: Step
     done: float
 
-    def results(self) -> list[RowResult]:
+    def results(self) -> list[Result]:
         return self.device.results(self.step, self.done)
 
 
