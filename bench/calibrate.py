@@ -44,11 +44,14 @@ ROOT = Path(__file__).resolve().parents[1]
 for folder in ("server", "kernels", "bench"):
     sys.path.insert(0, str(ROOT / folder))
 
+from taker import taker  # noqa: E402
+
 from leobench.records import Run, read  # noqa: E402
 from leobench.simulate.calibrated import Calibrated, Calibration  # noqa: E402
 from leobench.simulate.work import Work, prefill_pairs, work_of  # noqa: E402
 from leoserve.engine.config import EngineConfig  # noqa: E402
 from leoserve.engine.loop import EngineLoop, LaunchedStep, StepRunner  # noqa: E402
+from leoserve.engine.process import Line  # noqa: E402
 from leoserve.engine.request import Ready, Refused, Request, SamplingParams, StepOutputs  # noqa: E402
 from leoserve.engine.start import start_engine  # noqa: E402
 from leoserve.model.config import ModelConfig  # noqa: E402
@@ -61,12 +64,11 @@ TOGETHER = ("--input-tokens", "64", "--output-tokens", "128", "--concurrency", "
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (16, 256)  # tokens of the prompts of sequences that decode
-DIFFERENT = 4  # prompts of a batch: what the others share need not be computed, but is read
 ANSWER = 13  # tokens that each sequence of a batch generates
 PROMPTS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 LONG = 2048  # a prompt of several steps: what tokens after others cost
 REPEATS = 3
-PRICES = ("prompt", "sampled", "key", "pair")
+PRICES = ("prompt", "sampled", "key", "pair", "far")
 
 
 @dataclass
@@ -85,7 +87,9 @@ class Recorder:
 class Engine:
     """The server's engine, driven by hand."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, line: Line) -> None:
+        """`line`: to where its results are sent, which is a part of each step."""
+        self._line = line
         self.window = ModelConfig.from_folder(Path(config.model)).sliding_window
         loop, ready = start_engine(config, self._take)
         self.loop: EngineLoop = loop
@@ -126,17 +130,18 @@ class Engine:
         for output in message.outputs:
             if output.error is not None:
                 raise SystemExit(f"calibrate: {output.error}")
+        self._line.send(message)
 
 
 def measure(engine: Engine, batches: tuple[int, ...], longest: int) -> list[tuple[Work, float]]:
     """Steps of the handful of kinds, each with its median seconds."""
     found: defaultdict[tuple[object, ...], list[tuple[Work, float]]] = defaultdict(list)
+    # Known after the first time, so that they need not be computed again; each with keys of its own, which are read.
+    known = {context: [engine.prompt(context) for _ in range(max(batches))] for context in CONTEXTS}
     for repeat in range(REPEATS):
         for context in CONTEXTS:
             for batch in batches:
-                different = [engine.prompt(context) for _ in range(min(DIFFERENT, batch))]
-                prompts = [list(different[place % len(different)]) for place in range(batch)]
-                for work, seconds in engine.steps(prompts, ANSWER):
+                for work, seconds in engine.steps(known[context][:batch], ANSWER):
                     if work.decode_rows == batch and not work.prefills:
                         found["decode", context, batch].append((work, seconds))
         for length in PROMPTS:
@@ -158,26 +163,35 @@ def _median(steps: list[tuple[Work, float]]) -> tuple[Work, float]:
 def fit(steps: list[tuple[Work, float]], window: int | None) -> dict[str, Any]:
     """The table and the prices of a Calibration: least squares of the relative errors.
 
-    No price is below zero: where one would be, the others are fitted without it.
+    `near` is the count of keys among those that were met with which the errors are the smallest.
     """
+    found = [_fit(steps, window, near) for near in sorted({work.decode_keys for work, _ in steps})]
+    return min(found, key=lambda each: each[0])[1]
+
+
+def _fit(steps: list[tuple[Work, float]], window: int | None, near: int) -> tuple[float, dict[str, Any]]:
+    """Also the sum of the squares. No price is below zero: where one would be, the others are fitted without it."""
     tokens = sorted({work.tokens for work, _ in steps})
     matrix = np.zeros((len(steps), len(tokens) + len(PRICES)))
     for line, (work, _) in enumerate(steps):
         pairs = sum(prefill_pairs(count, start, window) for count, start in work.prefills)
         matrix[line, tokens.index(work.tokens)] = 1
-        matrix[line, len(tokens) :] = bool(work.prefills), work.sampled, work.decode_keys, pairs
+        beyond = max(0, work.decode_keys - near)
+        matrix[line, len(tokens) :] = bool(work.prefills), work.sampled, work.decode_keys, pairs, beyond
     relative = matrix / np.array([[seconds] for _, seconds in steps])
     scale = relative.max(axis=0)
-    kept = list(range(matrix.shape[1]))
+    kept = [column for column in range(matrix.shape[1]) if scale[column] > 0]
     while True:
-        solution = np.linalg.lstsq((relative / scale)[:, kept], np.ones(len(steps)), rcond=None)[0]
+        part = (relative / np.where(scale > 0, scale, 1))[:, kept]
+        solution = np.linalg.lstsq(part, np.ones(len(steps)), rcond=None)[0]
         if (solution >= 0).all():
             break
         kept.remove(kept[int(np.argmin(solution))])
     found = np.zeros(matrix.shape[1])
     found[kept] = solution / scale[kept]
     prices = dict(zip(PRICES, found[len(tokens) :].tolist(), strict=True))
-    return {"tokens": tokens, "seconds": found[: len(tokens)].tolist(), **prices}
+    off = float(np.square(part @ solution - 1).sum())
+    return off, {"tokens": tokens, "seconds": found[: len(tokens)].tolist(), "near": near, **prices}
 
 
 @contextmanager
@@ -232,7 +246,15 @@ def over_http(url: str, process: int, steps: Calibrated) -> tuple[float, float]:
 
 def calibrate(config: EngineConfig) -> Calibration:
     """The engine's steps, and the way to it."""
-    engine = Engine(config)
+    with taker() as line:
+        made = in_process(Engine(config, line), config)
+    with server(config) as (process, url):
+        request, token = over_http(url, process, Calibrated(made))
+    return msgspec.structs.replace(made, request=request, token=token)
+
+
+def in_process(engine: Engine, config: EngineConfig) -> Calibration:
+    """What its steps take."""
     limits, pool = engine.loop.scheduler.limits, engine.loop.scheduler.pool
     batches = tuple(batch for batch in BATCHES if batch <= limits.max_sequences)
     steps = measure(engine, batches, limits.max_model_len)
@@ -271,11 +293,7 @@ def calibrate(config: EngineConfig) -> Calibration:
         }
         for work, took in steps
     ]
-    made = msgspec.structs.replace(made, fitted=fitted)
-    del engine
-    with server(config) as (process, url):
-        request, token = over_http(url, process, model)
-    return msgspec.structs.replace(made, request=request, token=token)
+    return msgspec.structs.replace(made, fitted=fitted)
 
 
 def main() -> int:

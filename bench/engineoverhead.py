@@ -19,9 +19,7 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -30,13 +28,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from taker import taker
 from torch import Tensor
 
 from leokernels import AttentionMetadata, KVCache
 from leoserve.engine.admission import Admission
 from leoserve.engine.cache import BlockPool
-from leoserve.engine.config import EngineConfig
-from leoserve.engine.connection import Launch
 from leoserve.engine.loop import EngineLoop, LaunchedStep, StepRunner
 from leoserve.engine.process import Line
 from leoserve.engine.request import Request, SamplingParams
@@ -52,8 +49,6 @@ PROMPT, LONGEST, BLOCK = 32, 2048, 16
 HIDDEN = 8
 KINDS: dict[str, dict[str, Any]] = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 0.8, "top_p": 0.95}}
 PARTS = ("receive", "plan", "batch", "forward", "sample", "complete", "send")
-# The process at the other end of the socket: it takes what comes, and looks at nothing.
-TAKER = "import sys, zmq; s = zmq.Context().socket(zmq.PULL); s.bind(sys.argv[1]); print(flush=True)\nwhile 1: s.recv()"
 
 
 class NoNetwork:
@@ -220,18 +215,10 @@ def main() -> None:
         "unit": "CPU microseconds a step",
         "vocab": {},
     }
-    with tempfile.TemporaryDirectory() as folder:
-        launch = Launch(EngineConfig(model=""), f"ipc://{folder}/requests", f"ipc://{folder}/results")
-        taker = subprocess.Popen([sys.executable, "-c", TAKER, launch.results], stdout=subprocess.PIPE)
-        try:
-            line = Line(launch)
-            for vocab in arguments.vocab:
-                print(f"vocabulary of {vocab}")
-                results["vocab"][vocab] = report(line, vocab, arguments.sequences)
-            line.close()
-        finally:
-            taker.kill()
-            taker.wait()
+    with taker() as line:
+        for vocab in arguments.vocab:
+            print(f"vocabulary of {vocab}")
+            results["vocab"][vocab] = report(line, vocab, arguments.sequences)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 

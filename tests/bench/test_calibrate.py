@@ -6,6 +6,7 @@ from pathlib import Path
 
 import calibrate
 import pytest
+from taker import taker
 
 from leobench.simulate.calibrated import Calibrated, Calibration
 from leobench.simulate.work import Work
@@ -22,6 +23,8 @@ KNOWN = Calibration(
     sampled=0.0003,
     key=2e-6,
     pair=3e-7,
+    near=2400,
+    far=1e-6,
 )
 
 
@@ -32,6 +35,7 @@ def test_a_fit_finds_the_prices_that_steps_were_paid_with() -> None:
     found = calibrate.fit(steps, None)
     assert found["tokens"] == KNOWN.tokens
     assert found["seconds"] == pytest.approx(KNOWN.seconds)
+    assert found["near"] == KNOWN.near
     for price in calibrate.PRICES:
         assert found[price] == pytest.approx(getattr(KNOWN, price)), price
 
@@ -56,8 +60,9 @@ def test_the_engine_is_asked_for_every_kind_of_step(tmp_path: Path, monkeypatch:
         model=str(tmp_path / "model"), threads=1, max_num_seqs=4, max_num_batched_tokens=16, max_model_len=64,
         num_kv_blocks=64, progress=False,
     )  # fmt: skip
-    engine = calibrate.Engine(config)
-    steps = calibrate.measure(engine, (1, 4), 64)
+    with taker() as line:
+        engine = calibrate.Engine(config, line)
+        steps = calibrate.measure(engine, (1, 4), 64)
     kinds = {(work.decode_rows, work.prefills) for work, _ in steps}
     assert {(1, ()), (4, ()), (0, ((2, 0),)), (0, ((16, 0),)), (0, ((16, 32),))} <= kinds
     assert all(seconds > 0 for _, seconds in steps)

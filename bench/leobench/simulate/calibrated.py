@@ -33,6 +33,8 @@ class Calibration(Struct, frozen=True, kw_only=True):
     sampled: float  # of every row whose next token is sampled
     key: float  # of every key that a row that decodes attends to
     pair: float  # of every pair of a query and a key of other rows
+    near: int = 0  # keys of rows that decode which the processor's caches may hold from step to step
+    far: float = 0.0  # beside `key`, of every one beyond them
     request: float = 0.0  # from a request's arrival to the engine, by HTTP
     token: float = 0.0  # of each token on its way out, by HTTP
     window: int | None = None  # keys that a query sees
@@ -62,6 +64,7 @@ class Calibrated:
         own = self.calibration
         seconds = self._by_tokens(work.tokens)
         seconds += own.sampled * work.sampled + own.key * work.decode_keys
+        seconds += own.far * max(0, work.decode_keys - own.near)
         if work.prefills:
             seconds += own.prompt
             seconds += own.pair * sum(prefill_pairs(count, start, own.window) for count, start in work.prefills)
