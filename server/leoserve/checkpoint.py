@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+TOKEN = "set HF_TOKEN, or HF_TOKEN_PATH to a file that has it"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -132,9 +133,9 @@ def refusal(repository: str, revision: str | None, error: HfHubHTTPError) -> str
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
-        return f"hub repository {repository} is gated: accept its terms on its page, then set HF_TOKEN"
+        return f"hub repository {repository} is gated: accept its terms on its page, then {TOKEN}"
     if isinstance(error, RepositoryNotFoundError):
-        return f"there is no folder and no hub repository {repository} (set HF_TOKEN if it is private)"
+        return f"there is no folder and no hub repository {repository} (if it is private, {TOKEN})"
     if isinstance(error, RevisionNotFoundError):
         return f"hub repository {repository} has no revision {revision}"
     return f"the hub answered {error.response.status_code} for {repository}; try again, or give a folder"
