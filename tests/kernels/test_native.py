@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from leokernels import fused, native, new_cache
-from leokernels.native import Packed, build, loading
+from leokernels.native import Packed, build, loading, memory
 from leokernels.native.loading import Processor, variant_of
 
 CPU = torch.device("cpu")
@@ -92,6 +92,11 @@ def test_infinities_and_nan_stay_in_their_rows() -> None:
     assert found[1].isnan().all()
     assert not found[4].isfinite().any()
     assert torch.equal(found[[0, 2, 3, 5]], clean[[0, 2, 3, 5]])
+
+
+def test_weights_that_the_system_has_no_memory_for_are_told_by_their_size() -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="no 1099511627776 MiB for weights"):
+        memory.slab(2**60)
 
 
 @pytest.mark.usefixtures("threads")
@@ -271,6 +276,14 @@ def test_jobs_of_any_size_in_any_order_lose_no_task(rows: list[int], threads: in
             x[:count] = identity(y) + 1
     finally:
         native.use_threads(None)
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_job_may_have_more_tasks_than_a_part_s_bits_tell() -> None:
+    count = 2**20 + 3  # a part keeps its first task and its end in 20 bits each
+    logits = torch.arange(count, dtype=torch.float32)[:, None]
+    peaks, _ = native.choose(logits, np.zeros(count), np.zeros(count))
+    np.testing.assert_array_equal(peaks, logits[:, 0].numpy())
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,8 @@ def test_one_native_call_has_the_bits_of_its_kernels(tmp_path: Path, shape: str,
             paged.model.forward(*arguments, paged.cache, metadata, wanted) for paged in (together, apart)
         )
         assert torch.equal(found, expected)
+    none = together.model.forward(*arguments, together.cache, metadata, torch.empty(0, dtype=torch.int64))
+    assert none.shape == (0, together.model.native.hidden)
     for mine, theirs in zip(together.cache, apart.cache, strict=True):
         for page in range(len(mine.keys)):  # what was written, and nothing else
             assert torch.equal(mine.keys[page].nan_to_num(7), theirs.keys[page].nan_to_num(7))

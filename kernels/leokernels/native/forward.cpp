@@ -107,7 +107,7 @@ struct Forward {
             const LeoLayer& layer = n.layers[number];
             norm(layer.attention_norm, number == 0, work.normed);
             attend(layer);
-            if (number == n.count - 1 && job.wanted) keep_wanted();
+            if (number == n.count - 1 && job.outputs < rows) keep_wanted();
             multiply(work.mixed, output(layer), work.x, gate_up(layer));
             norm(layer.mlp_norm, false, work.normed);
             multiply(work.normed, gate_up(layer), work.gate_up, down(layer));

@@ -34,9 +34,15 @@ class Slabs:
 
 
 def slab(size: int) -> Tensor:
-    """Memory of at least `size` bytes from a multiple of LARGE_PAGE on, in large pages where the system has them."""
+    """Memory of at least `size` bytes from a multiple of LARGE_PAGE on, in large pages where the system has them.
+
+    Raises torch.OutOfMemoryError.
+    """
     whole = -(-size // LARGE_PAGE) * LARGE_PAGE
-    mapped = mmap.mmap(-1, whole + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        mapped = mmap.mmap(-1, whole + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise torch.OutOfMemoryError(f"the system has no {whole >> 20} MiB for weights ({error.strerror})") from error
     with contextlib.suppress(OSError):  # a kernel that is built without them
         mapped.madvise(mmap.MADV_HUGEPAGE)
     tensor = torch.frombuffer(mapped, dtype=torch.uint8)

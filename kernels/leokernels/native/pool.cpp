@@ -56,6 +56,7 @@ bool Pool::take(int thread) {
 }
 
 void Pool::run(Task function, void* argument, int count) {
+    if (count > (int)MOST) return run_in_turns(function, argument, count);
     if (workers.empty() || count <= 1) {
         for (int each = 0; each < count; each++) function(argument, each, 0);
         return;
@@ -80,6 +81,23 @@ void Pool::run(Task function, void* argument, int count) {
     caller_asleep.store(true, std::memory_order_seq_cst);
     for (int seen; (seen = done.load(std::memory_order_seq_cst)) < count;) done.wait(seen, std::memory_order_seq_cst);
     caller_asleep.store(false, std::memory_order_relaxed);
+}
+
+// More tasks than the bits tell, as a step of very many tokens has: so many at a time.
+void Pool::run_in_turns(Task function, void* argument, int count) {
+    struct Turn {
+        Task function;
+        void* job;
+        int first;
+    };
+    auto call = [](void* at, int task, int thread) {
+        const Turn& turn = *static_cast<Turn*>(at);
+        turn.function(turn.job, turn.first + task, thread);
+    };
+    for (int left = count; left > 0; left -= (int)MOST) {
+        Turn turn{function, argument, count - left};
+        run(call, &turn, std::min(left, (int)MOST));
+    }
 }
 
 void Pool::expect(int thread, const void* begin, int64_t bytes) {

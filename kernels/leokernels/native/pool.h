@@ -24,7 +24,7 @@ public:
     int threads() const { return total; }
 
     // Call `task` with every number below `count`, each once, in any order, and return when all are done. From one
-    // thread at a time; `thread` is below threads(), and 0 is the caller. `count` is below 2 ** 20.
+    // thread at a time; `thread` is below threads(), and 0 is the caller.
     void run(Task task, void* job, int count);
 
     // Which of a job's tasks are a thread's own: from part(t) to part(t + 1).
@@ -34,6 +34,7 @@ public:
     void expect(int thread, const void* begin, int64_t bytes);
 
 private:
+    void run_in_turns(Task task, void* job, int count);
     void work(int thread);
     bool take(int thread);
     bool fetch_expected(int thread);

@@ -234,7 +234,7 @@ void multiply(Pool& pool, const Job<T, Out>& job) {
 // takes the time.
 template <class T>
 void expect(Pool& pool, const Job<T, T>& job) {
-    if (job.rows > MOST_ROWS) return;
+    if (!job.rows || job.rows > MOST_ROWS) return;
     const Cut cut(job, pool.threads());
     for (int thread = 0; thread < pool.threads(); thread++) {
         const long first = pool.part(thread, (int)cut.groups) * cut.group;
