@@ -133,7 +133,7 @@ void mix(const float* shares, const float* kept, const T* values, long dim, long
     long at = 0;
     for (; at + MOST_VECTORS * LANES <= dim; at += MOST_VECTORS * LANES) {
         mix_some<T, QUERIES, MOST_VECTORS>(shares, kept, values + at, dim, count, next, mixed + at);
-        next.at += PIECE * next.apart;
+        next.at += MOST_VECTORS * LANES * next.apart;
     }
     for (; at < dim; at += 2 * LANES) mix_some<T, QUERIES, 2>(shares, kept, values + at, dim, count, next, mixed + at);
 }
