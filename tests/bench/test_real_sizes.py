@@ -58,8 +58,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, launches: list[str]) -> Iterator[Place]:
     """Numbers that are asked for are 0, and what is compared is the same."""
-    for name, value in {"__bool__": True, "__int__": 0, "__index__": 0, "__float__": 0.0, "item": 0.0}.items():
+    for name, value in {"__bool__": True, "__int__": 0, "__index__": 0, "__float__": 0.0}.items():
         monkeypatch.setattr(torch.Tensor, name, lambda self, value=value: value)
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: 0.0 if self.is_floating_point() else 0)
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: nested(tuple(self.shape)))
     monkeypatch.setattr(torch, "equal", lambda *_: True)
     for module in MODULES:
