@@ -21,7 +21,7 @@ from tests.conftest import Serve, Server
 from .answers import events, streamed_choices, whole_choices
 
 MODEL = "leo"
-PLACES, REQUESTS, TOKENS = 8, 40, 100
+PLACES, REQUESTS, TOKENS = 8, 40, 300
 PATIENCE = 120.0
 STALL = 2.0  # seconds
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
