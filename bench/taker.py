@@ -17,13 +17,13 @@ TAKER = "import sys, zmq; s = zmq.Context().socket(zmq.PULL); s.bind(sys.argv[1]
 
 @contextmanager
 def taker() -> Iterator[Line]:
-    """The engine's end of the socket, as long as the process is there."""
+    """The engine's end of the socket, as long as the process is there. Raises RuntimeError when it does not start."""
     with tempfile.TemporaryDirectory() as folder:
         launch = Launch(EngineConfig(model=""), f"ipc://{folder}/requests", f"ipc://{folder}/results")
         process = subprocess.Popen([sys.executable, "-c", TAKER, launch.results], stdout=subprocess.PIPE)
         try:
-            assert process.stdout is not None
-            process.stdout.readline()  # it listens
+            if process.stdout is None or not process.stdout.readline():  # a line says that it listens
+                raise RuntimeError("the process at the other end of the socket did not start")
             line = Line(launch)
             yield line
             line.close()

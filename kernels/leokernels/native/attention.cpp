@@ -114,7 +114,8 @@ void score(const float* query, const T* keys, long size, long dim, long count, c
 
 // VECTORS vectors of dimensions of `mixed` [QUERIES][dim], which keeps them as Pair reads them.
 template <class T, int QUERIES, int VECTORS>
-void mix_some(const float* shares, const float* kept, const T* values, long dim, long count, Next next, float* mixed) {
+void mix_some(const float* shares, const float* kept, const T* values, long dim, long count, Next next,
+              float* mixed) {
     Floats sums[QUERIES][VECTORS];
 #pragma GCC unroll 8
     for (int q = 0; q < QUERIES; q++)
@@ -187,7 +188,9 @@ void attend(const LeoAttention& job, const Tile& tile) {
         total[q] = 0;
     }
     const int32_t* table = job.block_table + (long)tile.row * job.table_width;
-    auto page = [&](long position) { return ((long)table[position / size] * job.kv_heads + tile.kv_head) * dim * size; };
+    auto page = [&](long position) {
+        return ((long)table[position / size] * job.kv_heads + tile.kv_head) * dim * size;
+    };
     for (long begin = first / piece * piece; begin <= last; begin += piece) {
         const long here = page(begin), offset = begin % size;
         const T* keys = (const T*)job.keys + here + offset;

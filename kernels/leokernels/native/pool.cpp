@@ -66,8 +66,10 @@ void Pool::run(Task function, void* argument, int count) {
     done.store(0, std::memory_order_relaxed);
     task.store(function, std::memory_order_relaxed);
     job.store(argument, std::memory_order_relaxed);
-    for (int thread = threads(); thread--;)
-        own[thread].tasks.store(tasks_of(number, part(thread, count), part(thread + 1, count)), std::memory_order_seq_cst);
+    for (int thread = threads(); thread--;) {
+        const uint64_t tasks = tasks_of(number, part(thread, count), part(thread + 1, count));
+        own[thread].tasks.store(tasks, std::memory_order_seq_cst);
+    }
     if (asleep.load(std::memory_order_seq_cst)) {
         wake.fetch_add(1, std::memory_order_seq_cst);
         wake.notify_all();

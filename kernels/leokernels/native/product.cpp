@@ -230,8 +230,8 @@ void multiply(Pool& pool, const Job<T, Out>& job) {
     });
 }
 
-// Each thread is told where its part of the weights begins. Where a weight is read once for many rows, computing is what
-// takes the time.
+// Each thread is told where its part of the weights begins. Where a weight is read once for many rows, computing is
+// what takes the time.
 template <class T>
 void expect(Pool& pool, const Job<T, T>& job) {
     if (!job.rows || job.rows > MOST_ROWS) return;

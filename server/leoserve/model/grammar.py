@@ -149,7 +149,7 @@ class Masks:
         self._filling: Future[None] | None = None
 
     def begin(self, matchers: Sequence[tuple[int, Matcher]]) -> None:
-        """The masks of slots with these matchers will be needed. Until the next one nobody may move the matchers on."""
+        """The masks of slots with these matchers will be needed. Until `words` nobody may move the matchers on."""
         if not matchers:
             return
         if not self._words.shape[1]:  # most servers never need them
