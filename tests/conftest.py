@@ -9,10 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import hypothesis
+import psutil
 import pytest
 import torch
 
@@ -23,6 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores
 if not torch.cuda.is_available():
     # Without a GPU its kernels are interpreted. Triton looks when a kernel is defined, so before any test is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# The same examples at every run, and no bound on seconds: `--hypothesis-profile=default` looks for others.
+hypothesis.settings.load_profile("ci")
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
@@ -75,6 +80,22 @@ class Server:
     def url(self) -> str:
         """`http://address:port`, known before the server is ready."""
         return self.wait_for(r'address\W+(http://[^\s"]+)')[1]
+
+    @property
+    def engine(self) -> psutil.Process:
+        """The process of its engine."""
+        children = psutil.Process(self.process.pid).children()
+        return next(child for child in children if "leoserve.engine.process" in child.cmdline())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Meanwhile the engine stands still, so that whatever is unanswered stays so, however fast the machine is."""
+        engine = self.engine
+        engine.suspend()
+        try:
+            yield
+        finally:
+            engine.resume()
 
     def openai(self, **options: Any) -> Any:
         """An OpenAI SDK client of this server."""

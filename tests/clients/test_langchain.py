@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import openai
@@ -84,9 +85,18 @@ def test_structured_output_is_of_its_class(demo_server: Server, method: Any, thr
         assert isinstance(answer["parsed"], City)
 
 
-def test_json_mode_gives_an_object(demo_server: Server) -> None:
-    structured = chat(demo_server, temperature=2, max_tokens=1000).with_structured_output(method="json_mode")
-    assert isinstance(structured.invoke("Antworte in JSON: Was ist die Hauptstadt von Frankreich?"), dict)
+def test_json_mode_gives_an_object_or_says_that_it_was_cut_off(demo_server: Server) -> None:
+    question = "Antworte in JSON: Was ist die Hauptstadt von Frankreich?"
+
+    def ask(**options: Any) -> Any:
+        return chat(demo_server, **options).with_structured_output(method="json_mode").invoke(question)
+
+    assert isinstance(ask(), dict)
+    with pytest.raises(openai.LengthFinishReasonError):
+        ask(max_tokens=2)
+    for seed in range(4):
+        with suppress(openai.LengthFinishReasonError):  # nothing bounds what a random string says
+            assert isinstance(ask(temperature=2, seed=seed, max_tokens=100), dict)
 
 
 def test_a_bound_tool_is_called_and_its_answer_read(demo_server: Server) -> None:
