@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from tests.checkpoints import write_checkpoint
@@ -87,12 +85,6 @@ async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
         await asyncio.sleep(0.01)
 
 
-def engine_of(server: Server) -> int:
-    """The process id of the server's engine."""
-    children = psutil.Process(server.process.pid).children()
-    return next(child.pid for child in children if "leoserve.engine.process" in child.cmdline())
-
-
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_all_that_was_asked_before_the_signal_is_answered_and_nothing_after_it_is(
     serve: Serve, checkpoint: Path, workers: str
@@ -111,9 +103,10 @@ async def test_all_that_was_asked_before_the_signal_is_answered_and_nothing_afte
         await until(admitted)
         server.process.send_signal(signal.SIGTERM)
         late = [asyncio.create_task(ask(http, number)) for number in range(REQUESTS)]  # some of them on the way with it
-        await asyncio.to_thread(server.wait_for, "stopping")
-        ready, health, refused = await asyncio.gather(http.get("/ready"), http.get("/health"), ask(http, 0))
-        assert not all(task.done() for task in asked), "the answers have to be longer than this takes"
+        with server.held():
+            await asyncio.to_thread(server.wait_for, "stopping")
+            ready, health, refused = await asyncio.gather(http.get("/ready"), http.get("/health"), ask(http, 0))
+            assert not all(task.done() for task in asked), "the answers have to be longer than a signal takes"
         check_refused(ready)
         assert health.status_code == 200
         check_refused(refused)
@@ -139,7 +132,7 @@ def stalling(serve_once: Serve, checkpoint: Path) -> Server:
 
 
 def long_prompt(http: httpx.AsyncClient) -> asyncio.Task[httpx.Response]:
-    prompt = {"model": MODEL, "prompt": [5] * 2000, "max_tokens": 1, "ignore_eos": True}
+    prompt = {"model": MODEL, "prompt": [5] * 6000, "max_tokens": 1, "ignore_eos": True}
     return asyncio.create_task(http.post(COMPLETIONS, json=prompt))
 
 
@@ -150,29 +143,29 @@ async def unhealthy(http: httpx.AsyncClient) -> bool:
 async def test_health_is_true_in_a_long_prefill_false_while_the_engine_hangs_and_true_when_it_goes_on(
     stalling: Server,
 ) -> None:
-    engine = engine_of(stalling)
     async with client(stalling) as http:
         begin = time.monotonic()
         answer = long_prompt(http)
         while not answer.done():
-            assert not await unhealthy(http)
             if time.monotonic() - begin < 1.5 * STALL:  # make it a slow engine, however fast the machine is
-                os.kill(engine, signal.SIGSTOP)
-                await asyncio.sleep(STALL / 40)
-                os.kill(engine, signal.SIGCONT)
+                with stalling.held():
+                    await asyncio.sleep(STALL / 20)
+                    assert not await unhealthy(http)
+                await asyncio.sleep(STALL / 400)
+            else:
+                assert not await unhealthy(http)
         assert time.monotonic() - begin > STALL
         assert (await answer).status_code == 200
-        os.kill(engine, signal.SIGSTOP)
-        answer = long_prompt(http)
-        await until(lambda: unhealthy(http))
-        os.kill(engine, signal.SIGCONT)
+        with stalling.held():
+            answer = long_prompt(http)
+            await until(lambda: unhealthy(http))
         assert (await answer).status_code == 200
         assert not await unhealthy(http)
 
 
 async def test_answers_that_a_hanging_engine_owes_are_not_waited_for_when_the_server_ends(stalling: Server) -> None:
     async with client(stalling) as http:
-        os.kill(engine_of(stalling), signal.SIGSTOP)
+        stalling.engine.suspend()
         answer = long_prompt(http)
         await until(lambda: unhealthy(http))
         stalling.process.send_signal(signal.SIGTERM)

@@ -112,25 +112,28 @@ def test_a_pod_is_read_without_a_key_from_its_first_moment(starting: Server) -> 
 
 async def test_under_load_the_picker_reads_the_load(starting: Server) -> None:
     blocks, size = map(int, starting.wait_for(r"\((\d+) blocks of (\d+)\)").groups())
-    body = {"model": MODEL, "prompt": "Es war einmal", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+    body = {"model": MODEL, "prompt": "Es war einmal", "max_tokens": 1000, "ignore_eos": True, "stream": True}
     async with httpx.AsyncClient(base_url=starting.url, timeout=120) as http:
 
         async def read() -> Endpoint:
             return extract((await http.get("/metrics")).text)
 
         async def hold() -> None:
-            """A stream that runs until it is given up."""
-            async with http.stream(
-                "POST", "/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}
-            ) as stream:
-                assert stream.status_code == 200
-                async for _ in stream.aiter_bytes():
-                    pass
+            """Streams, one after the other, until they are given up."""
+            while True:
+                async with http.stream(
+                    "POST", "/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}
+                ) as stream:
+                    assert stream.status_code == 200
+                    async for _ in stream.aiter_bytes():
+                        pass
 
         assert (await read()).num_blocks == blocks
         streams = [asyncio.create_task(hold()) for _ in range(REQUESTS)]
-        while (pod := await read()).running + pod.waiting < REQUESTS:
+        while ((pod := await read()).running, pod.waiting) != (PLACES, REQUESTS - PLACES):
             assert pod.errors == []
+            assert pod.running <= PLACES
+            assert not any(stream.done() for stream in streams)
         text = (await http.get("/metrics")).text
         for stream in streams:
             stream.cancel()
@@ -138,7 +141,6 @@ async def test_under_load_the_picker_reads_the_load(starting: Server) -> None:
         while (after := await read()).running + after.waiting:
             await asyncio.sleep(0.01)
     assert pod.errors == after.errors == []
-    assert (pod.running, pod.waiting) == (PLACES, REQUESTS - PLACES)
     assert 0 < pod.kv_usage <= 1
     assert (pod.block_size, pod.num_blocks) == (size, blocks)
     assert (pod.active_adapters, pod.waiting_adapters, pod.max_adapters) == (set(), set(), 0)
