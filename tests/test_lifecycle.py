@@ -81,7 +81,7 @@ def test_a_server_that_is_loading_ends_with_0(start: Serve, checkpoint: Path) ->
 
 def test_a_running_answer_finishes_after_the_signal(start: Serve, checkpoint: Path) -> None:
     server = start(checkpoint)
-    chunks = stream(server, 40)
+    chunks = stream(server, 1000)
     server.process.send_signal(signal.SIGTERM)
     reasons = [chunk.choices[0].finish_reason for chunk in chunks]
     assert reasons[-1] == "length"
@@ -94,10 +94,11 @@ def test_while_draining_new_requests_get_503_and_a_second_signal_ends_it_at_once
     server = start(checkpoint)
     chunks = stream(server, LONG)
     server.process.send_signal(signal.SIGINT)
-    server.wait_for("stopping")
-    assert httpx2.get(f"{server.url}/ready").status_code == 503
-    with pytest.raises(openai.APIStatusError) as refused:
-        server.openai().completions.create(model="leo", prompt="Leo")
+    with server.held():
+        server.wait_for("stopping")
+        assert httpx2.get(f"{server.url}/ready").status_code == 503
+        with pytest.raises(openai.APIStatusError) as refused:
+            server.openai().completions.create(model="leo", prompt="Leo")
     assert refused.value.status_code == 503
     assert 0 < int(refused.value.response.headers["retry-after"]) <= 120
     server.process.send_signal(signal.SIGINT)

@@ -57,7 +57,8 @@ def test_a_client_that_goes_away_has_spent_what_it_used_and_no_more(serve: Serve
         lines = running.iter_lines()
         next(lines)
         reserved = limit - prompt - 3000
-        assert left() == reserved
+        with server.held():
+            assert left() == reserved
     while (after := left()) == reserved:
         time.sleep(0.02)
     assert 3000 < after < limit

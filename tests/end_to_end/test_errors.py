@@ -88,8 +88,9 @@ def draining(asked: Asked, serve: Serve, folder: Path) -> httpx.Response:
         lines = running.iter_lines()
         next(lines)
         server.process.send_signal(signal.SIGTERM)
-        server.wait_for("stopping")
-        refused = httpx.post(server.url + COMPLETIONS, json=body, timeout=PATIENCE)
+        with server.held():
+            server.wait_for("stopping")
+            refused = httpx.post(server.url + COMPLETIONS, json=body, timeout=PATIENCE)
         server.process.send_signal(signal.SIGTERM)
     return refused
 

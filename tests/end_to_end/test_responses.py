@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 from agents import Agent, ModelSettings, OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tests.conftest import Server
 
@@ -18,8 +18,8 @@ MODEL = "leoserve-demo"
 
 
 class City(BaseModel):
-    name: str
-    population: int
+    name: str = Field(max_length=20)
+    population: int = Field(ge=0, le=5_000_000)
 
 
 def test_a_german_question_is_answered_streamed_and_parsed(demo_server: Server) -> None:

@@ -161,7 +161,7 @@ def test_the_sdk_parses_into_models(server: Server) -> None:
 
 
 def test_any_object(server: Server) -> None:
-    bodies = [chat(seed=seed, response_format={"type": "json_object"}) for seed in range(6)]
+    bodies = [chat(seed=seed, response_format={"type": "json_object"}) for seed in range(20)]
     ends = []
     for answer in ask_all(server, bodies):
         choice = answer.json()["choices"][0]

@@ -88,10 +88,6 @@ def workers(server: Server) -> list[psutil.Process]:
     return running(server, "leoserve.workers.process")
 
 
-def engine(server: Server) -> psutil.Process:
-    return running(server, "leoserve.engine.process")[0]
-
-
 def at_each(server: Server, key: str = "haupt") -> list[Client]:
     """A client of each worker, in their order. Which one a connection comes to is the kernel's choice."""
     found: dict[int, Client] = {}
@@ -278,7 +274,7 @@ def test_a_killed_worker_loses_its_answers_alone_frees_their_blocks_and_comes_ba
 def test_a_killed_engine_fails_the_answers_of_all_workers_and_is_started_again_once(
     server: Server, clients: list[Client]
 ) -> None:
-    old, watchers = engine(server), at_each(server)
+    old, watchers = server.engine, at_each(server)
     streams = [client.stream(3000) for client in clients]
     old.kill()
     for stream in streams:
@@ -286,7 +282,7 @@ def test_a_killed_engine_fails_the_answers_of_all_workers_and_is_started_again_o
     for watcher in watchers:
         while watcher.get("/ready")[0] != 200:
             time.sleep(0.02)
-    assert engine(server).pid != old.pid
+    assert server.engine.pid != old.pid
     for watcher in watchers:
         assert watcher.complete()[0] == 200
         assert watcher.series()["leoserve_engine_restarts_total"] == 1
@@ -297,13 +293,14 @@ def test_a_signal_drains_all_workers_and_a_second_one_ends_them(serve: Serve, fo
     server = serve(folder, *options("--shutdown-grace", "60"))
     children = psutil.Process(server.process.pid).children(recursive=True)
     askers, watchers = at_each(server), at_each(server)
-    streams = [client.stream(tokens) for client, tokens in zip(askers, (600, 3000), strict=True)]
+    streams = [client.stream(tokens) for client, tokens in zip(askers, (600, 7000), strict=True)]
     server.process.send_signal(signal.SIGTERM)
-    server.wait_for("stopping; running answers: 2")
-    for watcher in watchers:
-        while watcher.get("/ready")[0] != 503:  # the supervisor knows first
-            time.sleep(0.001)
-        assert watcher.complete()[0] == 503
+    with server.held():
+        server.wait_for("stopping; running answers: 2")
+        for watcher in watchers:
+            while watcher.get("/ready")[0] != 503:  # the supervisor knows first
+                time.sleep(0.001)
+            assert watcher.complete()[0] == 503
     assert streams[0].read().endswith(b"data: [DONE]\n\n")
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(PATIENCE) == 128 + signal.SIGTERM
@@ -321,7 +318,7 @@ def test_a_worker_that_hangs_is_replaced_and_an_engine_that_hangs_is_told_by_all
     hanging = workers(server)[0]
     watchers = at_each(server)
     stream = watchers[1].stream(3000)
-    engine(server).suspend()
+    server.engine.suspend()
     hanging.suspend()
     server.wait_for("API worker 1 has hung for 3 s")
     watchers = at_each(server)
@@ -329,7 +326,7 @@ def test_a_worker_that_hangs_is_replaced_and_an_engine_that_hangs_is_told_by_all
     for watcher in watchers:
         while watcher.get("/health")[0] == 200:
             time.sleep(0.02)
-    engine(server).resume()
+    server.engine.resume()
     for watcher in watchers:
         while watcher.get("/health")[0] == 503:
             time.sleep(0.02)
@@ -346,7 +343,7 @@ def test_a_port_that_workers_have_is_taken_for_others(serve: Serve, server: Serv
 
 def test_a_server_that_has_drained_all_its_workers_ends_with_0(server: Server, clients: list[Client]) -> None:
     """The last of the tests that share this server."""
-    streams = [client.stream(40) for client in clients]
+    streams = [client.stream(1000) for client in clients]
     server.process.send_signal(signal.SIGTERM)
     assert all(stream.read().endswith(b"data: [DONE]\n\n") for stream in streams)
     assert server.process.wait(PATIENCE) == 0
