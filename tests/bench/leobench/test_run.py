@@ -9,9 +9,8 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from .conftest import Process, Told, command
 Start = Callable[..., Process]
 Command = Callable[..., Told]
 SECRET = "geheim-4711"
+PATIENCE = 120.0  # seconds, far above what anything takes here
 
 
 def result(folder: Path, name: str = "run.json") -> Run:
@@ -282,11 +282,10 @@ def test_ctrl_c_ends_the_run_and_keeps_what_was_measured(start_double: Start, tm
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
     while len(double.log()) < 40:
-        assert time.monotonic() < deadline
+        assert process.poll() is None
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, stderr
     run = result(tmp_path)
     assert 20 < run.summary["requests"]["ok"] < 500
@@ -296,10 +295,14 @@ def test_ctrl_c_ends_the_run_and_keeps_what_was_measured(start_double: Start, tm
 
 
 def test_progress_comes_as_plain_lines_where_there_is_no_terminal(start_double: Start, leobench: Command) -> None:
-    told = leobench("run", "--url", start_double(first=[0.1]).url, "--duration", "5.5", "--output-tokens", "2")
-    (line,) = [line for line in told.stderr.splitlines() if "running" in line]
-    assert re.fullmatch(r"5 s · \d+ answered · 8 running · 0 failed · \d+ tokens/s · TTFT p50 1\d\d ms", line)
-    assert "\x1b" not in told.stderr
+    done = leobench("run", "--url", start_double(first=[0.1]).url, "--duration", "5.5", "--output-tokens", "2")
+    (line,) = [line for line in done.stderr.splitlines() if "running" in line]
+    told = r"(\d+) s · \d+ answered · 8 running · 0 failed · \d+ tokens/s · TTFT p50 (\d+) ms"
+    match = re.fullmatch(told, line)
+    assert match is not None, line
+    assert int(match[1]) >= 5
+    assert int(match[2]) >= 100
+    assert "\x1b" not in done.stderr
 
 
 def test_progress_is_one_line_that_is_rewritten_on_a_terminal(start_double: Start, tmp_path: Path) -> None:
@@ -308,7 +311,7 @@ def test_progress_is_one_line_that_is_rewritten_on_a_terminal(start_double: Star
         "--url",
         start_double(first=[0.1]).url,
         "--duration",
-        "2.2",
+        "600",
         "--output-tokens",
         "2",
         "--warmup",
@@ -319,22 +322,16 @@ def test_progress_is_one_line_that_is_rewritten_on_a_terminal(start_double: Star
         command(*words), env=clean_environment(), cwd=tmp_path, stderr=theirs, stdout=subprocess.DEVNULL
     )
     os.close(theirs)
-    shown: list[bytes] = []
-
-    def watch() -> None:
-        try:
-            while piece := os.read(ours, 4096):
-                shown.append(piece)
-        except OSError:  # the terminal's other side is closed
-            return
-
-    reader = threading.Thread(target=watch)
-    reader.start()
-    assert process.wait(60) == 0
-    reader.join(60)
+    shown = b""
+    while shown.count(b"answered") < 3:
+        shown += os.read(ours, 4096)
+    process.send_signal(signal.SIGINT)
+    with suppress(OSError):  # the terminal's other side is closed
+        while piece := os.read(ours, 4096):
+            shown += piece
     os.close(ours)
-    told = b"".join(shown).decode()
-    assert told.count("answered") >= 3
+    assert process.wait(PATIENCE) == 0
+    told = shown.decode()
     assert "\n" not in told
     assert told.endswith("\r\x1b[K"), "it is gone in the end"
 
@@ -423,7 +420,7 @@ def test_without_aiohttp_what_needs_it_says_how_to_get_it_and_the_rest_works(nam
     words = [name, *{"run": [], "sweep": ["--values", "1"]}.get(name, ["--help"])]
     hidden = f"import sys; sys.modules['aiohttp'] = None; from leobench.cli import main; sys.exit(main({words}))"
     done = subprocess.run(
-        [sys.executable, "-c", hidden], env=clean_environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", hidden], env=clean_environment(), capture_output=True, text=True, timeout=PATIENCE
     )
     if name in ("run", "sweep"):
         assert done.returncode == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,7 +119,7 @@ def test_the_highest_rate_that_keeps_an_slo_is_where_the_server_is_full(
 ) -> None:
     """Four places of 0.4 s each serve 10 a second. Above that the queue grows for as long as the load lasts."""
     double = start_double(slots=4, first=[0.2], gaps=[0.05])
-    words = ("--axis", "rate", "--search", "4:16", "--keep", "p50 ttft <= 400 ms", "--keep", "p99 itl <= 150 ms")
+    words = ("--axis", "rate", "--search", "4:16", "--keep", "p50 ttft <= 400 ms", "--keep", "p99 itl <= 400 ms")
     more = ("--tolerance", "0.1", "--duration", "4", "--cv", "0", "--output-tokens", "5", "--warmup", "0")
     told = leobench("sweep", "--url", double.url, *words, *more, "--out", "sweep.json")
     assert told.code == 0, told.stderr
@@ -131,8 +130,8 @@ def test_the_highest_rate_that_keeps_an_slo_is_where_the_server_is_full(
     assert [step["value"] for step in search["steps"][:2]] == [4, 16]
     assert [step["kept"] for step in search["steps"][:2]] == [True, False]
     assert sweep.values == sorted(step["value"] for step in search["steps"])
-    assert search["keep"] == ["p50 ttft <= 400 ms", "p99 itl <= 150 ms"]
-    assert f"rate {search['highest']:.4g} keeps p50 ttft <= 400 ms and p99 itl <= 150 ms" in told.stdout
+    assert search["keep"] == ["p50 ttft <= 400 ms", "p99 itl <= 400 ms"]
+    assert f"rate {search['highest']:.4g} keeps p50 ttft <= 400 ms and p99 itl <= 400 ms" in told.stdout
 
 
 def test_a_rate_at_which_requests_fail_is_not_kept(start_double: Start, leobench: Command, tmp_path: Path) -> None:
@@ -146,7 +145,7 @@ def test_a_rate_at_which_requests_fail_is_not_kept(start_double: Start, leobench
 
 
 def test_ctrl_c_ends_the_sweep_and_keeps_what_was_measured(start_double: Start, tmp_path: Path) -> None:
-    double = start_double(first=[0.02])
+    double = start_double(first=[0.02], stall_at=1.75, stall=1000)  # in the second run, which has no end then
     words = ("--url", double.url, "--values", "1,2,3", "--duration", "1", "--warmup", "0", "--out", "sweep.json")
     process = subprocess.Popen(
         command("sweep", *words),
@@ -156,13 +155,10 @@ def test_ctrl_c_ends_the_sweep_and_keeps_what_was_measured(start_double: Start, 
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        log = double.log()
-        if log and log[-1]["arrived"] - log[0]["arrived"] > 1.1:
-            break
+    while not (log := double.log()) or log[-1]["arrived"] - log[0]["arrived"] < 1.5:
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     sweep = result(tmp_path)
     assert sweep.values == [1, 2]
