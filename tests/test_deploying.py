@@ -184,7 +184,7 @@ def test_the_chat_says_paris(demo_server: Server) -> None:
     body = json.loads(words[words.index("-d") + 1])
     assert body["model"] == yaml.safe_load((CHART / "values.yaml").read_text())["model"]["hub"]["id"]
     url = words[1].replace("http://127.0.0.1:8000", demo_server.url)
-    answer = httpx2.post(url, json=body | {"model": "leoserve-demo"}, timeout=60)
+    answer = httpx2.post(url, json=body | {"model": "leoserve-demo", "temperature": 0}, timeout=120)
     assert "Paris" in answer.json()["choices"][0]["message"]["content"]
 
 

@@ -112,7 +112,7 @@ async def test_what_is_no_http_gets_an_error_of_the_same_shape(server: Running) 
 
 
 async def test_a_head_that_does_not_end_in_time_is_a_408(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.5)  # enough to send the head's begin
     async with wire(server) as (reader, writer):
         writer.write(b"GET /v1/models HTTP/1.1\r\nHost")
         assert error_of(await answer(reader))["code"] == "request_timeout"
@@ -153,7 +153,7 @@ async def counted(server: Running, line: str) -> None:
 async def test_a_body_that_does_not_end_after_its_answer_gets_no_second_one(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for seconds, rest in ((0.05, b""), (300.0, b"no chunk")):
+    for seconds, rest in ((0.5, b""), (300.0, b"no chunk")):  # enough for the answer that comes first
         monkeypatch.setattr(connection, "BODY_SECONDS", seconds)
         async with wire(server) as (reader, writer):
             writer.write(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")

@@ -25,7 +25,8 @@ CHAT = """
 from openai import OpenAI
 client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none", max_retries=0)
 question = {"role": "user", "content": "Was ist die Hauptstadt von Frankreich?"}
-print(client.chat.completions.create(model="leoserve-demo", messages=[question]).choices[0].message.content)
+answer = client.chat.completions.create(model="leoserve-demo", messages=[question], temperature=0)
+print(answer.choices[0].message.content)
 """
 
 
@@ -63,7 +64,7 @@ def test_the_demo_answers(demo: Container) -> None:
 
 
 def test_the_image_has_a_client_too(demo: Container) -> None:
-    done = demo.inside("leoserve", "chat", text="Was ist die Hauptstadt von Italien?\n")
+    done = demo.inside("leoserve", "chat", text="Was ist die Hauptstadt von Italien?\n/new\n" * 4)  # it samples
     assert (done.returncode, "Rom" in done.stdout) == (0, True), done
 
 

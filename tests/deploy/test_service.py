@@ -134,7 +134,7 @@ def confined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server,
 def test_a_server_answers_under_its_filter_of_system_calls(confined: tuple[Server, Path]) -> None:
     server, log = confined
     question = {"role": "user", "content": "Was ist die Hauptstadt von Frankreich?"}
-    answer = server.openai().chat.completions.create(model="leoserve-demo", messages=[question])
+    answer = server.openai().chat.completions.create(model="leoserve-demo", messages=[question], temperature=0)
     assert "Paris" in answer.choices[0].message.content
     asked = set(re.findall(r"^\d+ +(\w+)\(", log.read_text(), re.MULTILINE))
     assert asked == {"socket"}, "what else it asks is refused"

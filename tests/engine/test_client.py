@@ -262,11 +262,16 @@ async def test_an_idle_engine_sleeps(client: EngineClient) -> None:
     await collect(client, make("first"))
     await until_idle(client)
     (engine,) = [child for child in psutil.Process().children() if "leoserve.engine.process" in child.cmdline()]
-    before, begin = engine.cpu_times(), time.monotonic()
-    await asyncio.sleep(1.0)
-    after = engine.cpu_times()
-    used = after.user + after.system - before.user - before.system
-    assert used / (time.monotonic() - begin) < 0.02  # the clock of CPU times ticks in hundredths
+
+    async def used() -> float:
+        """Of a core, in a second. The clock of CPU times ticks in hundredths."""
+        before, begin = engine.cpu_times(), time.monotonic()
+        await asyncio.sleep(1.0)
+        after = engine.cpu_times()
+        return (after.user + after.system - before.user - before.system) / (time.monotonic() - begin)
+
+    while await used() >= 0.02:  # what it had left to do first; one that looks for work never gets there
+        pass
 
 
 async def test_health_is_about_progress(checkpoint: Path) -> None:

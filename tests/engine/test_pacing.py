@@ -6,7 +6,7 @@ import random
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -63,12 +63,14 @@ class Server:
         admission = Admission(capacity=LENGTH, max_waiting=1000, max_waiting_tokens=10**6)
         self.machine = machine
         self.sent: defaultdict[str, list[float]] = defaultdict(list)
+        self.tokens = count()
         scheduler = Scheduler(limits, BlockPool(4096), admission, clock=lambda: machine.now)
         self.loop = EngineLoop(scheduler, machine, self._take, clock=lambda: machine.now)
 
     def submit(self, name: str, prompt: int, tokens: int) -> None:
         params = SamplingParams(max_tokens=tokens)
-        request = Request(request_id=name, prompt=[hash(name) % 1000] * prompt, params=params, arrival=self.machine.now)
+        own = [next(self.tokens)] * prompt  # shared with no other prompt
+        request = Request(request_id=name, prompt=own, params=params, arrival=self.machine.now)
         assert self.loop.scheduler.admission.admit(request) is None
         self.loop.submit(request)
         self.loop.receive()
