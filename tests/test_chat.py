@@ -21,9 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, clean_environment
-
-SECONDS = 60.0  # until a test gives up waiting for a line
+from tests.conftest import PATIENCE, ROOT, clean_environment
 
 
 class CannedServer:
@@ -124,9 +122,9 @@ class Terminal:
         While nothing is shown, `again` is typed every few seconds: input() misses a Ctrl-C that comes in the instant
         before it waits for a key.
         """
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + PATIENCE
         while (match := re.search(pattern, self.shown)) is None:
-            if select.select([self.master], [], [], 3.0 if again else SECONDS)[0]:
+            if select.select([self.master], [], [], 3.0 if again else PATIENCE)[0]:
                 self.read(pattern)
             elif again and time.monotonic() < end:
                 self.type(again)
@@ -141,7 +139,7 @@ class Terminal:
             pytest.fail(f"{pattern!r} was never shown, but {self.shown!r}")
 
     def close(self) -> int:
-        code = self.process.wait(SECONDS)
+        code = self.process.wait(PATIENCE)
         os.close(self.master)
         return code
 
@@ -178,7 +176,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(server: CannedServer) -> No
     terminal.expect("lange Rede $")
     terminal.type("\x03")
     terminal.expect(r"\[stopped\]\r\n\r\n> ")
-    assert server.left.wait(SECONDS), "the connection of the stopped answer stayed open"
+    assert server.left.wait(PATIENCE), "the connection of the stopped answer stayed open"
     server.endless.clear()
     terminal.type("kurz\n")
     terminal.expect("kurz \r\n\r\n> ")
@@ -232,7 +230,7 @@ def pipe(*arguments: str, text: str = "", **variables: str) -> subprocess.Comple
         env=clean_environment(**variables),
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=PATIENCE,
         cwd=ROOT,
     )
 

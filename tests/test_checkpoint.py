@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from leoserve.checkpoint import CheckpointError, missing, resolve, wanted
-from tests.conftest import clean_environment
+from tests.conftest import PATIENCE, clean_environment
 from tests.fake_hub import FakeHub
 
 NAME = "LeoLM/leo-tiny"
@@ -117,7 +117,7 @@ def fetch(cache: Path, *, endpoint: str, model: str = NAME, revision: str | None
         env=clean_environment(HF_ENDPOINT=endpoint, HF_HUB_OFFLINE=offline, HF_HUB_DISABLE_PROGRESS_BARS="1"),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
         cwd=cache,
     )
@@ -149,7 +149,7 @@ def test_what_was_downloaded_ahead_needs_no_hub_any_more(hub: FakeHub, tmp_path:
             env=clean_environment(LEOSERVE_CONFIG=str(options), **variables),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
 
     done = download(HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", HF_TOKEN_PATH=str(token))
@@ -180,9 +180,9 @@ def test_a_download_ends_at_once_with_a_signal(hub: FakeHub, tmp_path: Path) -> 
     command = [sys.executable, "-m", "leoserve", "download", NAME, "--download-dir", str(tmp_path)]
     with subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            assert begun.wait(60)
+            assert begun.wait(PATIENCE)
             process.terminate()
-            assert process.wait(30) == 128 + signal.SIGTERM
+            assert process.wait(PATIENCE) == 128 + signal.SIGTERM
         finally:
             process.kill()
             over.set()

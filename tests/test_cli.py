@@ -20,7 +20,7 @@ from leoserve.listening import StartError, bind, listen
 from leoserve.serve import curl
 from leoserve.settings import Settings, flag
 from tests.checkpoints import random_weights, write_checkpoint, write_weights
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import PATIENCE, ROOT, clean_environment
 
 
 def leoserve_command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -29,7 +29,7 @@ def leoserve_command(*arguments: str, **variables: str) -> subprocess.CompletedP
         env=clean_environment(**variables),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         cwd=ROOT,
     )
 

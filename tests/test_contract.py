@@ -7,12 +7,17 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import PATIENCE, ROOT, clean_environment
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
 
 

@@ -25,7 +25,7 @@ from leoserve.model.capacity import GPU_MEMORY
 from leoserve.settings import Settings, flag
 from leoserve.size import lines as size_lines
 from leoserve.size import measure, models
-from tests.conftest import ROOT, Server, clean_environment
+from tests.conftest import PATIENCE, ROOT, Server, clean_environment
 from tests.helm.engine import CHART, Rendering, at, merged, render
 
 PAGE = ROOT / "docs" / "deploy.md"
@@ -184,7 +184,7 @@ def test_the_chat_says_paris(demo_server: Server) -> None:
     body = json.loads(words[words.index("-d") + 1])
     assert body["model"] == yaml.safe_load((CHART / "values.yaml").read_text())["model"]["hub"]["id"]
     url = words[1].replace("http://127.0.0.1:8000", demo_server.url)
-    answer = httpx2.post(url, json=body | {"model": "leoserve-demo", "temperature": 0}, timeout=120)
+    answer = httpx2.post(url, json=body | {"model": "leoserve-demo", "temperature": 0}, timeout=PATIENCE)
     assert "Paris" in answer.json()["choices"][0]["message"]["content"]
 
 
@@ -193,7 +193,7 @@ def test_the_commands_of_leoserve_run_or_have_options_that_exist(line: str) -> N
     words = shlex.split(line)[1:]
     if words[0] == "size":
         command = [sys.executable, "-m", "leoserve", *words]
-        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("| Model | GPU |")
         return

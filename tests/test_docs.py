@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
+
 from .conftest import ROOT, Server
 
 WHERE = "http://127.0.0.1:8000"
@@ -25,7 +27,7 @@ SNIPPETS = [
 def test_what_a_page_shows_runs(page: Path, code: str, demo_server: Server, tmp_path: Path) -> None:
     file = tmp_path / "snippet.py"
     file.write_text(code.replace(WHERE, demo_server.url), encoding="utf-8")
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip(), "it prints what it got"
 

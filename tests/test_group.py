@@ -10,7 +10,7 @@ import pytest
 
 from leoserve.group import Group, read_group
 from leoserve.settings import SettingsError
-from tests.conftest import Serve, clean_environment
+from tests.conftest import PATIENCE, Serve, clean_environment
 
 POD = {"LWS_LEADER_ADDRESS": "leo-0.leo.default", "LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": "1"}
 PROCESS = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
@@ -75,7 +75,7 @@ def refusal(*arguments: str, **variables: str) -> str:
         env=clean_environment(**variables),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -102,5 +102,5 @@ def test_a_server_that_should_be_one_of_several_ends_at_once(
 
 def test_a_group_of_one_is_served(serve: Serve) -> None:
     server = serve(None, "--tensor-parallel-size", "1", env=ALONE_IN_A_POD | ALONE)
-    assert httpx2.get(f"{server.url}/ready").status_code == 200
+    assert httpx2.get(f"{server.url}/ready", timeout=PATIENCE).status_code == 200
     assert server.stop() == 0

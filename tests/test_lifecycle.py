@@ -22,7 +22,7 @@ from leoserve.engine.client import EngineClient
 from leoserve.lifecycle import Front, Lifecycle
 from leoserve.webserver import connections
 from tests.checkpoints import write_checkpoint
-from tests.conftest import Serve, Server, clean_environment
+from tests.conftest import PATIENCE, Serve, Server, clean_environment
 
 LONG = 8000  # tokens: far more than a test waits for
 
@@ -75,7 +75,7 @@ def test_an_idle_server_ends_with_0(start: Serve, checkpoint: Path, number: sign
 
 def test_a_server_that_is_loading_ends_with_0(start: Serve, checkpoint: Path) -> None:
     server = start(checkpoint, wait=False)
-    assert httpx2.get(f"{server.url}/health", timeout=60).status_code == 200  # from here on it knows of signals
+    assert httpx2.get(f"{server.url}/health", timeout=PATIENCE).status_code == 200  # from here on it knows of signals
     assert server.stop() == 0
 
 
@@ -85,7 +85,7 @@ def test_a_running_answer_finishes_after_the_signal(start: Serve, checkpoint: Pa
     server.process.send_signal(signal.SIGTERM)
     reasons = [chunk.choices[0].finish_reason for chunk in chunks]
     assert reasons[-1] == "length"
-    assert server.process.wait(60) == 0
+    assert server.process.wait(PATIENCE) == 0
 
 
 def test_while_draining_new_requests_get_503_and_a_second_signal_ends_it_at_once(
@@ -96,13 +96,13 @@ def test_while_draining_new_requests_get_503_and_a_second_signal_ends_it_at_once
     server.process.send_signal(signal.SIGINT)
     with server.held():
         server.wait_for("stopping")
-        assert httpx2.get(f"{server.url}/ready").status_code == 503
+        assert httpx2.get(f"{server.url}/ready", timeout=PATIENCE).status_code == 503
         with pytest.raises(openai.APIStatusError) as refused:
             server.openai().completions.create(model="leo", prompt="Leo")
     assert refused.value.status_code == 503
     assert 0 < int(refused.value.response.headers["retry-after"]) <= 120
     server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(60) == 128 + signal.SIGINT
+    assert server.process.wait(PATIENCE) == 128 + signal.SIGINT
     with pytest.raises((openai.APIError, httpx2.HTTPError)):
         list(chunks)
     server.wait_for("answers cut off: 1")
@@ -115,7 +115,7 @@ def test_an_answer_that_outlives_the_grace_gets_an_error_event(start: Serve, che
     server.process.send_signal(signal.SIGTERM)
     with pytest.raises(openai.APIError, match="shutting down"):
         list(chunks)
-    assert server.process.wait(60) == 0
+    assert server.process.wait(PATIENCE) == 0
 
 
 def test_the_block_at_the_start_says_where_and_what(start: Serve, checkpoint: Path) -> None:
@@ -126,8 +126,8 @@ def test_the_block_at_the_start_says_where_and_what(start: Serve, checkpoint: Pa
     server.wait_for(f"curl {server.url}/v1/chat/completions")
     server.wait_for(r"options .*num_kv_blocks 512")
     assert [model.id for model in server.openai().models.list()] == ["leo-lion", "leo-2"]
-    assert httpx2.get(f"{server.url}/openapi.json").json()["servers"] == [{"url": "/llm"}]
-    assert "(GET /llm/nichts)" in httpx2.get(f"{server.url}/nichts").json()["error"]["message"]
+    assert httpx2.get(f"{server.url}/openapi.json", timeout=PATIENCE).json()["servers"] == [{"url": "/llm"}]
+    assert "(GET /llm/nichts)" in httpx2.get(f"{server.url}/nichts", timeout=PATIENCE).json()["error"]["message"]
     server.stop()
 
 
@@ -179,7 +179,7 @@ def command(script: str, checkpoint: Path, *arguments: str) -> subprocess.Comple
         env=clean_environment(),
         stdout=subprocess.PIPE,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 
@@ -222,7 +222,7 @@ async def test_draining_that_goes_wrong_still_ends_the_server() -> None:
     engine, http = Engine(), Http()
     lifecycle = Lifecycle(cast(Front, http), cast(EngineClient, engine), 1.0, lambda ready: None)
     with pytest.raises(KeyError, match="a fault in draining"):
-        await asyncio.wait_for(lifecycle.live([]), 60)
+        await asyncio.wait_for(lifecycle.live([]), PATIENCE)
     assert engine.stopped == 1
 
 

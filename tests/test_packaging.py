@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import leoserve
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 
 PACKAGES = {"leoserve": "server", "leokernels": "kernels", "leobench": "bench"}
 MOST_BYTES = 20 << 20
@@ -21,7 +21,7 @@ MOST_BYTES = 20 << 20
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     folder = tmp_path_factory.mktemp("wheel")
     command = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     (path,) = folder.iterdir()
     return zipfile.ZipFile(path)
@@ -58,7 +58,7 @@ def test_it_works_without_the_repository(wheel: zipfile.ZipFile, tmp_path: Path)
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         cwd=tmp_path,
     )
     assert done.stdout.splitlines() == ["True", f"leoserve {leoserve.__version__}"], done.stderr

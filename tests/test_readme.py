@@ -12,7 +12,7 @@ import pytest
 
 from leoserve.cli import parse
 from leoserve.settings import Settings
-from tests.conftest import ROOT, Server, clean_environment
+from tests.conftest import PATIENCE, ROOT, Server, clean_environment
 from tests.helm.engine import CHART, RELEASE, render
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def block(language: str) -> str:
 
 
 def run(*command: str) -> str:
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -74,7 +74,7 @@ def test_the_terminal_chat_says_paris(demo_server: Server) -> None:
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=True,
     )
     assert "Paris" in done.stdout

@@ -13,6 +13,7 @@ from leoserve.model import footprint, published
 from leoserve.model.capacity import BLOCK_SIZE, GIB, GPU_MEMORY, TOKENS_PER_STEP
 from leoserve.settings import Settings, SettingsError
 from leoserve.size import Size, lines, measure, models, named, run
+from tests.conftest import PATIENCE
 
 from .checkpoints import write_checkpoint
 from .conftest import clean_environment
@@ -115,7 +116,7 @@ def test_the_command_knows_folders_variables_and_files_and_refuses_what_is_neith
             env=clean_environment(LEOSERVE_CONFIG=str(file)),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
         )
 
     done = command(str(folder), "--gpu", "1.5", "--max-num-batched-tokens", "64")

@@ -27,6 +27,7 @@ from leoserve.metrics import Metrics
 from leoserve.settings import Settings
 from leoserve.text.template import ChatTemplate
 from leoserve.text.tokenizer import Tokenizer
+from tests.conftest import PATIENCE
 
 from .conformance import check_response
 from .double import EngineDouble
@@ -153,7 +154,7 @@ async def serving(checkpoint: Path, tokenizer: Tokenizer, **options: Any) -> Asy
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         key = settings.api_key[0] if settings.api_key else "none"
         async with (
-            httpx.AsyncClient(base_url=url, timeout=60, event_hooks={"response": [check_response]}) as http,
+            httpx.AsyncClient(base_url=url, timeout=PATIENCE, event_hooks={"response": [check_response]}) as http,
             AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as sdk,
         ):
             running = Running(url, context, engine, http, sdk)

@@ -12,6 +12,7 @@ from leoserve.api.admission import BODIES_HELD, Admission
 from leoserve.api.errors import ApiError
 from leoserve.engine.request import EngineStats
 from leoserve.settings import Settings
+from tests.conftest import PATIENCE
 
 from .conftest import Running, Start
 from .test_errors import error_of
@@ -40,7 +41,7 @@ async def test_requests_being_prepared_are_bounded(start: Start, monkeypatch: py
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         loop.call_soon_threadsafe(begun.set)
-        go_on.wait(60)
+        go_on.wait(PATIENCE)
         return render(*args, **kwargs)
 
     monkeypatch.setattr(server.context.template, "render", slow)

@@ -11,6 +11,7 @@ import pytest
 from openai import APIError
 
 from leoserve.engine.client import EngineDied
+from tests.conftest import PATIENCE
 
 from .conftest import Running, Start, parse_events
 
@@ -189,7 +190,7 @@ async def test_a_client_that_goes_away_ends_its_work_in_the_engine(
     body: dict[str, Any] = {"model": "leo", "stream": stream, "n": 2}
     body |= {"messages": CHAT["messages"]} if "chat" in path else {"prompt": ["Hallo", "Paris"]}
     await leave(server, path, body, after=after)
-    await asyncio.wait_for(server.engine.idle.wait(), 60)
+    await asyncio.wait_for(server.engine.idle.wait(), PATIENCE)
     prompts = 1 if "chat" in path else 2
     assert len(server.engine.aborts) == prompts
     assert server.engine.running == 0

@@ -14,6 +14,7 @@ from leoserve.api.errors import ClientGone
 from leoserve.api.record import Record
 from leoserve.engine.request import Request
 from leoserve.text.tokenizer import Tokenizer
+from tests.conftest import PATIENCE
 
 from .conftest import Running, pieces
 
@@ -251,6 +252,6 @@ async def test_no_further_prompt_is_tokenized_for_a_client_that_has_gone(
     client = asyncio.create_task(server.complete(prompt=["Hallo"] * 5))
     await begun.wait()
     client.cancel()
-    await asyncio.wait_for(ended.wait(), 60)
+    await asyncio.wait_for(ended.wait(), PATIENCE)
     assert (prompts, outcomes) == (["Hallo"], [ClientGone])
     assert not server.engine.requests

@@ -12,6 +12,7 @@ import pytest
 
 from leoserve.api import connection
 from leoserve.api.connection import MAX_FIELDS, MAX_HEAD_BYTES
+from tests.conftest import PATIENCE
 
 from .conftest import Running, Start
 from .test_errors import error_of
@@ -145,7 +146,7 @@ async def test_a_body_that_does_not_end_in_time_is_a_408(
 
 async def counted(server: Running, line: str) -> None:
     """The server has counted, which it does after the client has its answer."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while line not in (await server.http.get("/metrics")).text:
             await asyncio.sleep(0.001)
 
@@ -221,6 +222,6 @@ async def test_beyond_the_connections_that_are_served_only_the_watching_routes_a
             for (reader, writer), path in ((third, "/health"), (first, "/v1/models")):
                 writer.write(get(path))
                 assert (await answer(reader)).status_code == 200
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while (await server.http.get("/v1/models", headers={"connection": "close"})).status_code != 200:
             await asyncio.sleep(0.001)

@@ -15,7 +15,7 @@ from leoserve.api.ledger import Ledger, ledger_bytes
 from leoserve.api.rates import Allowance, Charge
 from leoserve.board import Board, shared_memory
 from leoserve.keyfile import Quota
-from tests.conftest import clean_environment
+from tests.conftest import PATIENCE, clean_environment
 
 ROWS, MOST = 3, 4  # processes, clients
 QUOTA = Quota(requests_per_minute=2, tokens_per_minute=100)
@@ -118,5 +118,5 @@ def test_two_processes_that_reserve_at_once_are_granted_the_limit_and_not_one_mo
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    granted = [int(process.communicate(timeout=60)[0]) for process in processes]
+    granted = [int(process.communicate(timeout=PATIENCE)[0]) for process in processes]
     assert sum(granted) == limit

@@ -18,6 +18,7 @@ from leoserve.api.catalog import FAULTS
 from leoserve.engine.client import EngineRefused
 from leoserve.engine.request import EngineStats, Ready
 from leoserve.metrics import LATENCY, STATUSES, Metrics
+from tests.conftest import PATIENCE
 
 from .conftest import Running, Start
 from .test_answer import leave
@@ -131,7 +132,7 @@ async def test_a_client_that_leaves_a_stream_is_counted_and_no_failure(
 ) -> None:
     server.engine.pause_after = 1
     await leave(server, "/v1/completions", {"model": "leo", "prompt": "Hallo", "stream": True}, after="first")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while not values(server.context.metrics)["leoserve_responses_total|499"]:
             await asyncio.sleep(0)
     assert not [line for line in caplog.records if line.levelno >= logging.ERROR]
@@ -148,7 +149,7 @@ async def test_connections_are_counted_while_they_are_open(start: Start) -> None
     _, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
     assert await scraped(server) == {"leoserve_connections": before + 1, "leoserve_connections_limit": 7}
     writer.close()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while (await scraped(server))["leoserve_connections"] > before:
             pass
 

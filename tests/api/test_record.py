@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from leoserve.log import fields
+from tests.conftest import PATIENCE
 
 from .conftest import Running
 from .test_answer import leave
@@ -62,8 +63,8 @@ async def test_a_client_that_went_away_leaves_status_499(
     server.engine.pause_after = pause
     body = {"model": "leo", "prompt": "Hallo", "stream": stream}
     await leave(server, "/v1/completions", body, after="first" if stream and pause else "nothing")
-    await asyncio.wait_for(server.engine.idle.wait(), 60)
-    async with asyncio.timeout(60):
+    await asyncio.wait_for(server.engine.idle.wait(), PATIENCE)
+    async with asyncio.timeout(PATIENCE):
         while not requests(log):
             await asyncio.sleep(0)
     (line,) = requests(log)

@@ -13,6 +13,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
 from leoserve.engine.client import EngineDied, EngineRefused
+from tests.conftest import PATIENCE
 
 from .conftest import Running, Start
 from .test_answer import leave
@@ -485,7 +486,7 @@ async def test_obfuscation_makes_deltas_of_few_sizes(server: Running) -> None:
 async def test_a_client_that_goes_away_ends_its_work(server: Running, streamed: bool, pause: int, after: str) -> None:
     server.engine.pause_after = pause
     await leave(server, PATH, {"model": "leo", "input": "Hallo", "stream": streamed}, after=after)
-    await asyncio.wait_for(server.engine.idle.wait(), 60)
+    await asyncio.wait_for(server.engine.idle.wait(), PATIENCE)
     assert len(server.engine.aborts) == 1
     assert server.engine.running == 0
 

@@ -24,6 +24,7 @@ from gpustages.place import Place
 from gpustages.results import Results
 from gpustages.stages import BY_NAME, STAGES, TOTAL_SECONDS, Measurement, Stage
 from gpustages.warming import PROCESSES, every
+from tests.conftest import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 NINE_MINUTES = 540
@@ -147,7 +148,7 @@ def test_a_process_that_ends_in_time_is_not_cut() -> None:
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     whole = [sys.executable, str(ROOT / "bench/gpu.py"), *arguments]
-    return subprocess.run(whole, capture_output=True, text=True, timeout=250)
+    return subprocess.run(whole, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_the_command_runs_a_stage_in_its_own_process_and_leaves_three_files(tmp_path: Path) -> None:

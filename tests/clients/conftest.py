@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Serve, Server, clean_environment
+from tests.conftest import PATIENCE, Serve, Server, clean_environment
 
 HERE = Path(__file__).parent
 
@@ -43,7 +43,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     folder = tmp_path_factory.mktemp("node") / "javascript"
     shutil.copytree(HERE / "javascript", folder)
-    subprocess.run(["npm", "ci", "--silent"], cwd=folder, check=True, timeout=200)
+    subprocess.run(["npm", "ci", "--silent"], cwd=folder, check=True, timeout=PATIENCE)
     return folder
 
 
@@ -51,9 +51,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pinned_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment with clients whose requirements contradict the server's."""
     folder = tmp_path_factory.mktemp("pinned") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=PATIENCE)
     python = folder / "bin" / "python"
     # Every package is pinned, so there is nothing to resolve.
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
-    subprocess.run([python, *install, "-r", HERE / "pinned" / "requirements.txt"], check=True, timeout=280)
+    subprocess.run([python, *install, "-r", HERE / "pinned" / "requirements.txt"], check=True, timeout=PATIENCE)
     return python

@@ -13,7 +13,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.conftest import Serve, Server
+from tests.conftest import PATIENCE, Serve, Server
 
 MODEL = "leoserve-demo"
 QUESTION: Any = [{"role": "user", "content": "Was ist die Hauptstadt von Frankreich?"}]
@@ -32,7 +32,7 @@ def asynchronous(server: Server, **options: Any) -> openai.AsyncOpenAI:
 
 
 def gauge(server: Server, name: str) -> float:
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    lines = httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text.splitlines()
     return float(next(line for line in lines if line.startswith(name)).rpartition(" ")[2])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 
 from .image import Image, build, release
 
@@ -44,6 +44,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
         release(folder)
 
 
-def run(*command: str | Path, timeout: float = 60.0, **options: object) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, timeout: float = PATIENCE, **options: object) -> subprocess.CompletedProcess[str]:
     """A finished command with what it said."""
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=timeout, **options)  # type: ignore[call-overload,no-any-return]

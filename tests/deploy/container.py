@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import Server
+from tests.conftest import PATIENCE, Server
 
 from .image import Image
 
@@ -37,7 +37,7 @@ class Container:
     def inside(self, *command: str, text: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command of the image in the container, as its user."""
         runc = ["runc", "--root", str(self.state), "exec", self.name]
-        return subprocess.run([*runc, *command], input=text, capture_output=True, text=True, timeout=60)
+        return subprocess.run([*runc, *command], input=text, capture_output=True, text=True, timeout=PATIENCE)
 
     def beside(self, code: str) -> subprocess.CompletedProcess[str]:
         """Run Python of this machine in the container's network."""
@@ -45,7 +45,7 @@ class Container:
             ["runc", "--root", str(self.state), "state", self.name], capture_output=True, text=True, check=True
         )
         enter = ["nsenter", f"--net=/proc/{json.loads(told.stdout)['pid']}/ns/net"]
-        return subprocess.run([*enter, sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        return subprocess.run([*enter, sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
 
 
 def specification(image: Image, service: dict[str, Any], user: str) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def running(image: Image, service: dict[str, Any], folder: Path, user: str | Non
         server.wait_for(r"leoserve is ready")
         yield Container(name, state, server)
         subprocess.run([*runc, "kill", name, image.config["StopSignal"]], check=True)
-        assert process.wait(60) == 0, server.stderr
+        assert process.wait(PATIENCE) == 0, server.stderr
     finally:
         subprocess.run([*runc, "delete", "--force", name], capture_output=True)
-        process.wait(60)
+        process.wait(PATIENCE)

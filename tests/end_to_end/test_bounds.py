@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from tests.checkpoints import write_checkpoint
-from tests.conftest import Serve, Server
+from tests.conftest import PATIENCE, Serve, Server
 
-from .wire import PATIENCE, answer, connected, head, idle, post, rejected, resident
+from .wire import answer, connected, head, idle, post, rejected, resident
 
 MODEL = "leo"
 COMPLETIONS = "/v1/completions"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.conftest import Server, clean_environment
+from tests.conftest import PATIENCE, Server, clean_environment
 
 
 def piped(server: Server, text: bytes) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "leoserve", "chat", "--url", server.url]
-    return subprocess.run(command, input=text, capture_output=True, env=clean_environment(), timeout=120)
+    return subprocess.run(command, input=text, capture_output=True, env=clean_environment(), timeout=PATIENCE)
 
 
 def test_questions_from_a_pipe_are_answered_one_a_line(demo_server: Server) -> None:

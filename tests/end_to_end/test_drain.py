@@ -14,13 +14,12 @@ import httpx
 import pytest
 
 from tests.checkpoints import write_checkpoint
-from tests.conftest import Serve, Server
+from tests.conftest import PATIENCE, Serve, Server
 
 from .answers import events, streamed_choices, whole_choices
 
 MODEL = "leo"
 PLACES, REQUESTS, TOKENS = 8, 40, 300
-PATIENCE = 120.0
 STALL = 2.0  # seconds
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 

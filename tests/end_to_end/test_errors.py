@@ -15,9 +15,9 @@ import pytest
 
 from leoserve.api.catalog import FAULTS, Fault
 from tests.checkpoints import write_checkpoint
-from tests.conftest import Serve, Server
+from tests.conftest import PATIENCE, Serve, Server
 
-from .wire import PATIENCE, answer, connected, head
+from .wire import answer, connected, head
 
 MODEL = "leo"
 KEYS = "frei\neinmal requests_per_minute=1\nwenig tokens_per_minute=10\nkaum tokens_per_minute=100\n"

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import Server
+from tests.conftest import PATIENCE, Server
 
 MODEL = "leoserve-demo"
 QUESTION = "Was ist die Hauptstadt von Frankreich?"
@@ -22,11 +22,13 @@ QUESTION = "Was ist die Hauptstadt von Frankreich?"
 def generated(demo_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The function that imports a part of the generated package."""
     folder: Path = tmp_path_factory.mktemp("generated")
-    (folder / "openapi.json").write_text(httpx.get(f"{demo_server.url}/openapi.json").text, encoding="utf-8")
+    (folder / "openapi.json").write_text(
+        httpx.get(f"{demo_server.url}/openapi.json", timeout=PATIENCE).text, encoding="utf-8"
+    )
     command = ["generate", "--path", "openapi.json", "--meta", "none", "--output-path", "leo_client"]
     (folder / "config.yaml").write_text("post_hooks: []\n", encoding="utf-8")  # they format, with tools of the PATH
     whole = [sys.executable, "-m", "openapi_python_client", *command, "--config", "config.yaml", "--fail-on-warning"]
-    subprocess.run(whole, cwd=folder, check=True, timeout=120)
+    subprocess.run(whole, cwd=folder, check=True, timeout=PATIENCE)
     sys.path.insert(0, str(folder))
     yield lambda name: importlib.import_module(f"leo_client.{name}")
     sys.path.remove(str(folder))

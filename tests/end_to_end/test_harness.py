@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from tests.checkpoints import write_checkpoint
-from tests.conftest import ROOT, Serve, Server, clean_environment
+from tests.conftest import PATIENCE, ROOT, Serve, Server, clean_environment
 
 TASKS = Path(__file__).parent / "harness"
 DOCUMENT = ROOT / "docs" / "evaluate.md"
@@ -66,7 +66,7 @@ def evaluate(tmp_path_factory: pytest.TempPathFactory) -> Evaluate:
         command += [part for pair in changed.items() for part in pair]
         home = str(tmp_path_factory.getbasetemp() / "harness-home")
         environment = clean_environment(HF_HOME=home, HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-        done = subprocess.run(command, cwd=TASKS, env=environment, capture_output=True, text=True, timeout=280)
+        done = subprocess.run(command, cwd=TASKS, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr[-4000:]
         return {task: samples(out, task) for task in tasks.split(",")}
 

@@ -20,9 +20,9 @@ import httpx
 import pytest
 
 from tests.checkpoints import write_checkpoint
-from tests.conftest import Serve, Server
+from tests.conftest import PATIENCE, Serve, Server
 
-from .wire import PATIENCE, answer, answers, connected, head, idle, metric, peak, post
+from .wire import answer, answers, connected, head, idle, metric, peak, post
 
 MODEL = "leo"
 COMPLETIONS, CHATS, MODELS = "/v1/completions", "/v1/chat/completions", "/v1/models"

@@ -13,7 +13,7 @@ import pytest
 
 import leoserve.demo
 from leoserve.text.tokenizer import Tokenizer
-from tests.conftest import Serve, Server
+from tests.conftest import PATIENCE, Serve, Server
 
 from .answers import Checker, check_shape, check_stream_shape, events, numbers, streamed_choices, told_by, whole_choices
 from .pairwise import all_pairs
@@ -87,7 +87,7 @@ def server(serve_once: Serve) -> Server:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=120) as client:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         yield client
 
 

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from tests.checkpoints import write_checkpoint
-from tests.conftest import Serve, Server
+from tests.conftest import PATIENCE, Serve, Server
 
 MODEL, KEY = "leo", "sk-leo"
 PLACES, REQUESTS = 3, 8
@@ -105,7 +105,7 @@ def starting(serve_once: Serve, tmp_path_factory: pytest.TempPathFactory) -> Ser
 
 
 def test_a_pod_is_read_without_a_key_from_its_first_moment(starting: Server) -> None:
-    response = httpx.get(f"{starting.url}/metrics", timeout=120)
+    response = httpx.get(f"{starting.url}/metrics", timeout=PATIENCE)
     assert response.status_code == 200
     assert extract(response.text).errors == []
 
@@ -113,7 +113,7 @@ def test_a_pod_is_read_without_a_key_from_its_first_moment(starting: Server) -> 
 async def test_under_load_the_picker_reads_the_load(starting: Server) -> None:
     blocks, size = map(int, starting.wait_for(r"\((\d+) blocks of (\d+)\)").groups())
     body = {"model": MODEL, "prompt": "Es war einmal", "max_tokens": 1000, "ignore_eos": True, "stream": True}
-    async with httpx.AsyncClient(base_url=starting.url, timeout=120) as http:
+    async with httpx.AsyncClient(base_url=starting.url, timeout=PATIENCE) as http:
 
         async def read() -> Endpoint:
             return extract((await http.get("/metrics")).text)
@@ -153,7 +153,7 @@ async def test_under_load_the_picker_reads_the_load(starting: Server) -> None:
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing (Debian package prometheus)")
 def test_prometheus_own_parser_which_the_pickers_use_reads_a_scrape(starting: Server) -> None:
-    text = httpx.get(f"{starting.url}/metrics", timeout=120).text
+    text = httpx.get(f"{starting.url}/metrics", timeout=PATIENCE).text
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
     assert done.returncode in (0, LINTED), done.stderr
     broken = subprocess.run(["promtool", "check", "metrics"], input=text + "x{", capture_output=True, text=True)

@@ -11,7 +11,7 @@ import pytest
 from agents import Agent, ModelSettings, OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
 from pydantic import BaseModel, Field
 
-from tests.conftest import Server
+from tests.conftest import PATIENCE, Server
 
 QUESTION = "Was ist die Hauptstadt von Frankreich?"
 MODEL = "leoserve-demo"
@@ -40,12 +40,14 @@ def test_a_german_question_is_answered_streamed_and_parsed(demo_server: Server) 
 
 def test_a_rendered_and_tokenized_chat_is_what_an_answer_counts(demo_server: Server) -> None:
     chat: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}]}
-    rendered = httpx.post(f"{demo_server.url}/v1/chat/completions/render", json=chat).json()
-    tokenized = httpx.post(f"{demo_server.url}/tokenize", json=chat).json()
+    rendered = httpx.post(f"{demo_server.url}/v1/chat/completions/render", json=chat, timeout=PATIENCE).json()
+    tokenized = httpx.post(f"{demo_server.url}/tokenize", json=chat, timeout=PATIENCE).json()
     answer = demo_server.openai().chat.completions.create(**chat, max_tokens=1)
     assert rendered["token_ids"] == tokenized["tokens"]
     assert answer.usage.prompt_tokens == tokenized["count"] == rendered["count"]
-    text = httpx.post(f"{demo_server.url}/detokenize", json={"tokens": tokenized["tokens"]}).json()["prompt"]
+    text = httpx.post(f"{demo_server.url}/detokenize", json={"tokens": tokenized["tokens"]}, timeout=PATIENCE).json()[
+        "prompt"
+    ]
     assert QUESTION in text
     assert QUESTION in rendered["prompt"]
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from tests.checkpoints import write_checkpoint
-from tests.conftest import Serve, Server
+from tests.conftest import PATIENCE, Serve, Server
 
-MODEL, PATIENCE = "leo", 120.0
+MODEL = "leo"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def asynchronous(server: Server) -> openai.AsyncOpenAI:
 
 def gauge(server: Server, name: str) -> float:
     """One series of /metrics."""
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    lines = httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text.splitlines()
     return float(next(line for line in lines if line.startswith(name)).rpartition(" ")[2])
 
 
@@ -141,12 +141,14 @@ def test_a_killed_engine_is_an_error_to_those_who_wait_and_is_soon_replaced(serv
     engine.kill()
     with pytest.raises(openai.APIError):
         list(chunks)
-    refusal = httpx.post(f"{server.url}/v1/completions", json={"model": MODEL, "prompt": "Leo", "max_tokens": 1})
+    refusal = httpx.post(
+        f"{server.url}/v1/completions", json={"model": MODEL, "prompt": "Leo", "max_tokens": 1}, timeout=PATIENCE
+    )
     assert refusal.status_code == 503
     assert 0 < int(refusal.headers["retry-after"]) <= 120
-    assert httpx.get(f"{server.url}/ready").status_code == 503
-    assert httpx.get(f"{server.url}/health").status_code == 200
-    until(lambda: httpx.get(f"{server.url}/ready").status_code == 200)
+    assert httpx.get(f"{server.url}/ready", timeout=PATIENCE).status_code == 503
+    assert httpx.get(f"{server.url}/health", timeout=PATIENCE).status_code == 200
+    until(lambda: httpx.get(f"{server.url}/ready", timeout=PATIENCE).status_code == 200)
     answer = server.openai().completions.create(
         model=MODEL, prompt="Leo", max_tokens=3, extra_body={"ignore_eos": True}
     )

@@ -20,7 +20,7 @@ from leoserve.model.grammar import Grammars
 from leoserve.model.step import Grammar
 from leoserve.text.tokenizer import Tokenizer
 from tests.checkpoints import write_checkpoint
-from tests.conftest import Serve, Server
+from tests.conftest import PATIENCE, Serve, Server
 
 MODEL = "leo"
 QUESTION: Any = [{"role": "user", "content": "Wie viele Äpfel?"}]
@@ -47,7 +47,7 @@ def ask_all(server: Server, bodies: list[Answer]) -> list[httpx.Response]:
     """All at once."""
 
     async def ask() -> list[httpx.Response]:
-        async with httpx.AsyncClient(base_url=server.url, timeout=200) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
             return await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for body in bodies))
 
     return asyncio.run(ask())
@@ -209,5 +209,5 @@ def test_answers_survive_preemptions(serve_once: Serve, checkpoint: Path, server
     want = [answer.json()["choices"] for answer in ask_all(server, bodies)]
     assert [answer.json()["choices"] for answer in ask_all(small, bodies)] == want
     assert all(choices[0]["finish_reason"] == "stop" for choices in want)
-    metrics = httpx.get(f"{small.url}/metrics").text
+    metrics = httpx.get(f"{small.url}/metrics", timeout=PATIENCE).text
     assert float(re.search(r"^leoserve_preemptions_total(?:{.*})? (\S+)", metrics, re.MULTILINE)[1]) > 0  # type: ignore[index]

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from tests.checkpoints import write_checkpoint
-from tests.conftest import Serve, Server
+from tests.conftest import PATIENCE, Serve, Server
 
 MODEL = "leo"
 QUESTION: Any = [{"role": "user", "content": "Wie wird das Wetter in Köln?"}]
@@ -45,7 +45,7 @@ def server(serve_once: Serve, tmp_path_factory: pytest.TempPathFactory) -> Serve
 
 
 def asking(server: Server) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=200)
+    return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
 
 
 def test_forced_calls_at_temperature_2_parse_and_validate(server: Server) -> None:

@@ -19,9 +19,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.checkpoints import write_checkpoint
-from tests.conftest import Serve, Server
+from tests.conftest import PATIENCE, Serve, Server
 
-MODEL, WORKERS, PATIENCE = "leo", 2, 120.0
+MODEL, WORKERS = "leo", 2
 MOST_CONNECTIONS = 24
 KEYS = "haupt\nwenig requests_per_minute=3\nknapp tokens_per_minute=100\n"
 

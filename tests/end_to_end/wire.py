@@ -10,9 +10,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.conftest import Server
-
-PATIENCE = 120.0  # seconds for one answer; far above what any takes, so that it only tells a hang
+from tests.conftest import PATIENCE, Server
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from leoserve.engine.client import EngineClient, EngineDied, EngineFailed, Engin
 from leoserve.engine.config import EngineConfig
 from leoserve.engine.request import Abort, Request, SamplingParams, TokenOutput
 from tests.checkpoints import write_checkpoint
-from tests.conftest import clean_environment
+from tests.conftest import PATIENCE, clean_environment
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ async def test_an_engine_whose_server_is_killed_goes_and_takes_the_sockets_with_
         assert len(list(Path(scratch).iterdir())) == 1
         server.kill()
         server.wait()
-        engine.wait(60)
+        engine.wait(PATIENCE)
         assert list(Path(scratch).iterdir()) == []
 
 

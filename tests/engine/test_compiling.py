@@ -15,6 +15,7 @@ from leoserve.engine.loop import Constrained, ToLoop
 from leoserve.engine.request import Abort, Refused, Request, SamplingParams, TokenTable
 from leoserve.model.grammar import GrammarError
 from leoserve.model.step import Grammar
+from tests.conftest import PATIENCE
 
 TABLE = TokenTable([b"", b"a"], [0], [0])
 
@@ -31,7 +32,7 @@ class Slow:
     last: Slow
 
     def compile(self, grammar: Grammar) -> Any:
-        assert self.gate.wait(30)
+        assert self.gate.wait(PATIENCE)
         self.compiled.append(grammar.source)
         if grammar.source == "bad":
             raise GrammarError("no grammar")
@@ -68,7 +69,7 @@ class Wired:
 
     def wait(self, count: int) -> None:
         for _ in range(count):
-            assert self.arrived.acquire(timeout=30)
+            assert self.arrived.acquire(timeout=PATIENCE)
 
 
 @pytest.fixture

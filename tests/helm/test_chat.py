@@ -6,10 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import Serve
+from tests.conftest import PATIENCE, Serve
 from tests.helm.engine import example, is_hook, render
-
-CHAT_SECONDS = 60
 
 
 def test_the_test_hook_chats_with_a_server_of_the_rendered_options(serve: Serve, tmp_path: Path) -> None:
@@ -29,7 +27,7 @@ def test_the_test_hook_chats_with_a_server_of_the_rendered_options(serve: Serve,
             env=asked | {"BASE_URL": url, "KEY_FILE": str(keys)} | variables,
             capture_output=True,
             text=True,
-            timeout=CHAT_SECONDS,
+            timeout=PATIENCE,
         )
 
     server = serve(None, wait=False, env={"LEOSERVE_CONFIG": str(options), "LEOSERVE_API_KEY_FILE": str(keys)})

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import PATIENCE
 from tests.helm.engine import Object
 from tests.helm.test_examples import NAMES, rendered
 
@@ -33,10 +34,10 @@ EXCEPTIONS = {
 @pytest.fixture(scope="module")
 def checkov(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkov") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=PATIENCE)
     # Every package is pinned, so there is nothing to resolve.
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
-    subprocess.run([folder / "bin" / "python", *install, "-r", PINNED], check=True, timeout=280)
+    subprocess.run([folder / "bin" / "python", *install, "-r", PINNED], check=True, timeout=PATIENCE)
     return folder / "bin" / "checkov"
 
 
@@ -53,7 +54,7 @@ def known(one: Object) -> list[Object]:
     return pods
 
 
-@pytest.mark.timeout(600)  # it waits for the environment
+@pytest.mark.timeout(1200)  # it waits for the environment
 def test_checkov_finds_nothing_but_what_is_argued(checkov: Path, tmp_path: Path) -> None:
     manifests = tmp_path / "manifests"
     manifests.mkdir()
@@ -63,7 +64,7 @@ def test_checkov_finds_nothing_but_what_is_argued(checkov: Path, tmp_path: Path)
     # Without skip-download it asks its maker's server for texts.
     options = ["--framework", "kubernetes", "--compact", "--quiet", "--skip-download", "-o", "json"]
     command = [str(checkov), *options, "-d", str(manifests)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     report = json.loads(done.stdout)
     assert report["summary"]["parsing_errors"] == 0
     assert report["summary"]["passed"] > 100 * len(NAMES)

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leoserve import demo
-from tests.conftest import Serve, clean_environment
+from tests.conftest import PATIENCE, Serve, clean_environment
 from tests.fake_hub import FakeHub
 from tests.helm.engine import Object, Pod, Rendering, render
-
-DOWNLOAD_SECONDS = 60
 
 
 @dataclass
@@ -62,7 +60,7 @@ def test_the_defaults_download_serve_and_end(serve: Serve, tmp_path: Path) -> No
         online = node.variables(download) | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
         command = [sys.executable, "-m", "leoserve", *download["args"]]
         done = subprocess.run(
-            command, env=clean_environment(**online), capture_output=True, text=True, timeout=DOWNLOAD_SECONDS
+            command, env=clean_environment(**online), capture_output=True, text=True, timeout=PATIENCE
         )
         assert done.returncode == 0, done.stderr
         assert "model.safetensors" in hub.downloads

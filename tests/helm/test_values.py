@@ -16,7 +16,7 @@ import yaml
 
 import leoserve
 from leoserve.settings import Settings, SettingsError
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import PATIENCE, ROOT, clean_environment
 from tests.helm.engine import CHART, EXAMPLES, Object, example, render
 
 VALUES = ROOT / "helm" / "values.py"
@@ -41,7 +41,11 @@ def generator() -> ModuleType:
 
 def test_what_is_made_of_the_values_is_current() -> None:
     done = subprocess.run(
-        [sys.executable, str(VALUES), "--check"], env=clean_environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, str(VALUES), "--check"],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 

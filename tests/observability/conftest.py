@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
+
 Promtool = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -26,6 +28,6 @@ def promtool() -> Promtool:
     path = found("promtool")
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+        return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE)
 
     return run

@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 
+from tests.conftest import PATIENCE
+
 CLIENTS = 14
-PATIENCE = 120.0  # seconds for one answer
 PAUSE = 0.05  # seconds after a refusal
 BEGINNING = "Was ist die Hauptstadt von Frankreich, und wie heißen die Nachbarländer? " * 6  # blocks that prompts share
 

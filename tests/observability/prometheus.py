@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.conftest import PATIENCE
+
 INTERVAL = 1  # seconds between two scrapes, and between two evaluations of the rules
-PATIENCE = 60.0  # seconds for one answer
 
 Sample = tuple[dict[str, str], float]
 Series = tuple[dict[str, str], list[tuple[float, float]]]  # labels, and pairs of time and value

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from leoserve.engine.request import Abort, Refused, TokenOutput
 from leoserve.workers.records import Close, Ended, EngineState, Line, Outputs, ToSupervisor, ToWorker
+from tests.conftest import PATIENCE
 
 RECORDS: list[ToWorker] = [
     Outputs([TokenOutput("r1", 0, [1, 2], finish_reason="length"), TokenOutput("r2", 3, [])]),
@@ -57,7 +58,7 @@ async def test_to_an_end_that_is_gone_nothing_is_sent() -> None:
     await asyncio.get_running_loop().create_unix_connection(lambda: line, sock=ours)
     assert line.send(Abort(request_id="r"))
     theirs.close()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while line.send(Abort(request_id="r")):
             await asyncio.sleep(0)
 

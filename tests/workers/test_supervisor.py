@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.checkpoints import write_checkpoint
-from tests.conftest import clean_environment
+from tests.conftest import PATIENCE, clean_environment
 
 SCRIPT = """
 import sys
@@ -27,7 +27,7 @@ def test_workers_that_end_before_they_have_answered_are_the_servers_end_and_a_li
     folder = write_checkpoint(tmp_path / "leo", "7b")
     script = SCRIPT.format(worker=("-c", FAILING), folder=str(folder))
     done = subprocess.run(
-        [sys.executable, "-c", script], env=clean_environment(), capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], env=clean_environment(), capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 2
     assert "no room for a worker" in done.stderr

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import PATIENCE, ROOT, clean_environment
 
 HERE = Path(__file__).parent
 
@@ -36,7 +36,7 @@ class Process:
 
     def log(self) -> list[dict[str, Any]]:
         """What double.py did so far."""
-        with urllib.request.urlopen(f"{self.url}/log", timeout=30) as response:
+        with urllib.request.urlopen(f"{self.url}/log", timeout=PATIENCE) as response:
             told: list[dict[str, Any]] = json.load(response)
         return told
 
@@ -94,7 +94,7 @@ def leobench(tmp_path: Path) -> Callable[..., Told]:
             env=clean_environment(**(env or {})),
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=PATIENCE,
             cwd=tmp_path,
         )
         return Told(done.returncode, done.stdout, done.stderr)

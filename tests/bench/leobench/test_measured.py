@@ -24,6 +24,7 @@ from leobench.summary import ttft
 from leobench.workloads import ESTIMATED, Words
 from leobench.workloads.lengths import counts
 from leobench.workloads.synthetic import Synthetic
+from tests.conftest import PATIENCE
 
 from .conftest import Process, Told
 
@@ -154,7 +155,12 @@ def test_throughput_is_what_vllms_own_client_measures(
         "--save-result", "--result-dir", str(tmp_path), "--result-filename", "vllm.json",
     ]  # fmt: skip
     done = subprocess.run(
-        command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=280, cwd=tmp_path
+        command,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = json.loads((tmp_path / "vllm.json").read_text())

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from tests.conftest import ROOT, Server, clean_environment
+from tests.conftest import PATIENCE, ROOT, Server, clean_environment
 
 from .conftest import command
 
@@ -41,7 +41,7 @@ def test_the_pages_commands_do_what_they_say(demo_server: Server, tmp_path: Path
                 if not (tmp_path / name).exists():
                     (tmp_path / name).write_bytes((tmp_path / "result.json").read_bytes())
         done = subprocess.run(
-            command(*words), env=clean_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=240
+            command(*words), env=clean_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
         )
         searched = "--search" in words  # the machine of the tests may be too slow for the page's bounds
         assert done.returncode in ((0, 1) if searched else (0,)), f"{line}\n{done.stdout}{done.stderr}"
@@ -54,7 +54,12 @@ def test_the_pages_commands_do_what_they_say(demo_server: Server, tmp_path: Path
 def test_the_page_names_only_options_that_exist() -> None:
     for name in ("run", "sweep"):
         done = subprocess.run(
-            command(name, "--help"), env=clean_environment(), capture_output=True, text=True, check=True, timeout=60
+            command(name, "--help"),
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE,
         )
         for line in (line for line in LINES if line.split()[1] == name):
             for option in re.findall(r"(?<= )--[\w-]+", line):

@@ -20,14 +20,13 @@ import leobench as package
 import leoserve
 from leobench.records import Run, read
 from leobench.workloads import ESTIMATED
-from tests.conftest import Server, clean_environment
+from tests.conftest import PATIENCE, Server, clean_environment
 
 from .conftest import Process, Told, command
 
 Start = Callable[..., Process]
 Command = Callable[..., Told]
 SECRET = "geheim-4711"
-PATIENCE = 120.0  # seconds, far above what anything takes here
 
 
 def result(folder: Path, name: str = "run.json") -> Run:

@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 
 from leobench.scrape import read_metrics
-from tests.conftest import Server
+from tests.conftest import PATIENCE, Server
 
 VLLM = """# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
@@ -53,7 +53,7 @@ def test_each_servers_names_are_known(text: str, told: dict[str, float]) -> None
 
 
 def test_leoserve_tells_everything(demo_server: Server) -> None:
-    with urllib.request.urlopen(f"{demo_server.url}/metrics", timeout=30) as response:
+    with urllib.request.urlopen(f"{demo_server.url}/metrics", timeout=PATIENCE) as response:
         told = read_metrics(response.read().decode())
     assert set(told) == {
         "running", "waiting", "cache_usage", "prompt_tokens", "generation_tokens", "cached_tokens", "preemptions",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from leobench.records import Sweep, read
 from leobench.search import highest
 from leobench.slo import bound
-from tests.conftest import clean_environment
+from tests.conftest import PATIENCE, clean_environment
 
 from .conftest import Process, Told, command
 
@@ -158,7 +158,7 @@ def test_ctrl_c_ends_the_sweep_and_keeps_what_was_measured(start_double: Start, 
     while not (log := double.log()) or log[-1]["arrived"] - log[0]["arrived"] < 1.5:
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, stderr
     sweep = result(tmp_path)
     assert sweep.values == [1, 2]
