@@ -11,12 +11,13 @@ import helm_python
 import pytest
 from helm_python import HelmError
 
+from tests.conftest import PATIENCE
 from tests.helm.cluster import Cluster
 from tests.helm.cluster.admission import ENFORCE
 from tests.helm.engine import NAMESPACE, NEWEST, RELEASE, chart, config, example, merged
 from tests.helm.test_examples import DEFAULTS, NAMES, NEEDS
 
-SECONDS = 60  # far above what anything takes here
+SECONDS = int(PATIENCE)
 # What the presets refer to and an administrator has made before.
 BROUGHT: list[dict[str, Any]] = [
     {"kind": "Secret", "metadata": {"name": "leo-keys"}, "stringData": {"keys": "sk-one\n"}},

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import helm_python
-import httpx
 import pytest
 import yaml
 
 import leoserve
+from tests.conftest import Server
 from tests.helm.cluster import Cluster
 from tests.helm.engine import CHART, NAMESPACE, NEWEST, RELEASE, chart, config, example, render
 from tests.helm.test_mutation import shown
 
 MOST_BYTES = 1 << 20  # a release is kept in a Secret of that size, with its chart in it
-START_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +27,19 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if program is None:
         pytest.skip("Debian's docker-registry is not installed")
     folder = tmp_path_factory.mktemp("registry")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     settings = {
         "version": "0.1",
-        "log": {"level": "error", "accesslog": {"disabled": True}},
+        "log": {"level": "info", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
-        "http": {"addr": address},
+        "http": {"addr": "127.0.0.1:0"},
     }
     (folder / "config.yml").write_text(yaml.safe_dump(settings))
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen([program, "serve", folder / "config.yml"], stdout=log, stderr=log)
+    command = [program, "serve", str(folder / "config.yml")]
+    server = Server(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
     try:
-        httpx.Client(transport=httpx.HTTPTransport(retries=8)).get(f"http://{address}/v2/", timeout=START_SECONDS)
-        yield address
+        yield server.wait_for(r'"listening on ([\d.]+:\d+)"')[1]
     finally:
-        process.terminate()
-        process.wait(START_SECONDS)
+        server.stop()
 
 
 @pytest.fixture(scope="module")
