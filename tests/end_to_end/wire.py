@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -102,6 +102,7 @@ def peak(server: Server) -> int:
     process = psutil.Process(server.process.pid)
     found = 0
     for each in [process, *process.children(recursive=True)]:
-        lines = Path(f"/proc/{each.pid}/status").read_text().splitlines()
-        found += next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            lines = Path(f"/proc/{each.pid}/status").read_text().splitlines()
+            found += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
     return found
