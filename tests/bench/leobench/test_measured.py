@@ -32,13 +32,16 @@ Start = Callable[..., Process]
 Command = Callable[..., Told]
 NEAR = 0.02
 TOKENS = 8
+# Seconds by which the event loop of a client that keeps up is late, at the 99th percentile and at most; and how often a
+# run is tried until its client does, beside what else the machine has to do.
+LATE, LATEST, TRIES = 0.008, 0.05, 8
 
 
 def schedule() -> dict[str, list[float]]:
-    """First tokens after 0.3 to 1 s and gaps of 50 to 150 ms, as a server might have them."""
+    """First tokens after 0.6 to 2 s and gaps of 50 to 150 ms, as a server might have them."""
     draw = Random(5)
     return {
-        "first": [0.3 + 0.7 * draw.random() ** 2 for _ in range(97)],
+        "first": [0.6 + 1.4 * draw.random() ** 2 for _ in range(97)],
         "gaps": [0.05 + 0.1 * draw.random() for _ in range(89)],
     }
 
@@ -49,6 +52,18 @@ def measure(leobench: Command, tmp_path: Path, url: str, *arguments: str) -> Run
     run = read(tmp_path / "run.json")
     assert isinstance(run, Run)
     return run
+
+
+def undisturbed(
+    start_double: Start, plan: dict[str, Any], leobench: Command, tmp_path: Path, *arguments: str
+) -> tuple[Run, Process]:
+    """A run in which the client kept up, by its own account, and the server that it was against."""
+    for _ in range(TRIES):
+        double = start_double(**plan)
+        run = measure(leobench, tmp_path, double.url, *arguments)
+        if run.client.loop_lag_p99 < LATE and run.client.loop_lag_max < LATEST:
+            break
+    return run, double
 
 
 def near(figures: dict[str, Any], truth: list[float]) -> None:
@@ -64,10 +79,9 @@ def near(figures: dict[str, Any], truth: list[float]) -> None:
 def test_percentiles_are_those_of_the_servers_own_log(
     start_double: Start, leobench: Command, tmp_path: Path, load: tuple[str, str], endpoint: str
 ) -> None:
-    double = start_double(**schedule())
     words = ("--requests", "128", "--output-tokens", str(TOKENS), "--endpoint", endpoint)
-    summary = measure(leobench, tmp_path, double.url, *load, *words).summary
-    log = double.log()
+    run, double = undisturbed(start_double, schedule(), leobench, tmp_path, *load, *words)
+    summary, log = run.summary, double.log()
     assert len(log) == 128
     near(summary["ttft"], [sent["events"][0] - sent["arrived"] for sent in log])
     near(summary["itl"], [later - earlier for sent in log for earlier, later in pairwise(sent["events"])])
@@ -87,13 +101,12 @@ def test_a_stalled_server_makes_every_request_late_that_was_due_meanwhile(
     user would have met it once."""
     plan = {"first": [0.01], "stall_at": STALL_AT, "stall": STALL}
     words = ("--output-tokens", "1", "--requests", "120")
-    double = start_double(**plan)
-    opened = measure(leobench, tmp_path, double.url, "--rate", str(RATE), "--cv", "0", *words)
+    opened, _ = undisturbed(start_double, plan, leobench, tmp_path, "--rate", str(RATE), "--cv", "0", *words)
     waits = [wait for record in opened.requests if (wait := ttft(record)) is not None]
     assert sum(wait > 0.1 for wait in waits) == pytest.approx(RATE * (STALL - 0.1), abs=2)
     assert opened.summary["ttft"]["p75"] == pytest.approx(float(np.percentile(expected(), 75)), abs=0.05)
     assert opened.summary["ttft"]["max"] == pytest.approx(STALL, abs=0.05)
-    closed = measure(leobench, tmp_path, start_double(**plan).url, "--concurrency", "1", *words)
+    closed, _ = undisturbed(start_double, plan, leobench, tmp_path, "--concurrency", "1", *words)
     assert sum(wait > 0.1 for record in closed.requests if (wait := ttft(record)) is not None) == 1
 
 
