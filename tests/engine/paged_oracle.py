@@ -11,6 +11,7 @@ The next token is a function of the prefix alone, so any history of a sequence m
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from hashlib import blake2b
 
 from leoserve.model.step import Computed, Result, Row, RowResult, Step
@@ -189,6 +190,9 @@ class LateStep:
         self.step = step
         self.blocks = blocks
         self.computed: list[Result] | None = None
+
+    def ended(self) -> Sequence[int]:
+        return ()
 
     def results(self) -> list[Result]:
         while self.computed is None:

@@ -23,7 +23,7 @@ TABLE = TokenTable([b"", b"a"], [0], [0])
 class Slow:
     """Stands for the compiler; goes on when it is told to."""
 
-    def __init__(self, _table: TokenTable) -> None:
+    def __init__(self, _table: TokenTable, _parsers: object) -> None:
         self.compiled: list[str] = []
         self.gate = threading.Event()
         self.gate.set()

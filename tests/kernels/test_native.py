@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -276,6 +278,58 @@ def test_jobs_of_any_size_in_any_order_lose_no_task(rows: list[int], threads: in
             x[:count] = identity(y) + 1
     finally:
         native.use_threads(None)
+
+
+class Parsers:
+    """Stand for llguidance's: each allows its last token plus one, stops at 90 and cannot go on from 95."""
+
+    def __init__(self, count: int) -> None:
+        self.last = [0] * count
+        self.words = np.zeros((count, 2), np.uint32)
+        self._commit = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)(self.commit)
+        self._mask = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(Allowed))(self.mask)
+        functions = (ctypes.cast(each, ctypes.c_void_p).value or 0 for each in (self._commit, self._mask))
+        self.follower = native.Follower(*functions)
+
+    def commit(self, parser: int, token: int, _told: int) -> int:
+        self.last[parser - 1] = token
+        return -1 if token == 95 else 0
+
+    def mask(self, parser: int, told: Any) -> int:
+        token = self.last[parser - 1]
+        self.words[parser - 1] = token, token + 1
+        told.contents.words, told.contents.stop = self.words[parser - 1].ctypes.data, token == 90
+        return -1 if token == 96 else 0
+
+
+class Allowed(ctypes.Structure):
+    _fields_ = [("words", ctypes.c_void_p), ("temperature", ctypes.c_float), ("stop", ctypes.c_bool)]
+
+
+@pytest.mark.usefixtures("threads")
+def test_parsers_are_moved_on_beside_other_jobs_and_each_once() -> None:
+    parsers, kept = Parsers(70), []
+    identity, x = Packed(torch.eye(256)), torch.arange(40 * 256).float().view(40, 256)
+    draw = np.random.default_rng(5)
+    assert parsers.follower.wait() == []
+    for turn in range(120):
+        count = int(draw.integers(0, 70))
+        tokens = draw.integers(0, 97, count)
+        masks = np.full((70, 2), 7, np.uint32)
+        kept.append(masks)  # until nobody writes to it
+        rows = [(row + 1, masks[row].ctypes.data, 8, int(token)) for row, token in enumerate(tokens)]
+        parsers.follower.begin(rows)
+        for _ in range(turn % 4):
+            assert torch.equal(identity(x), x)
+        if turn % 3:  # else the next `begin` waits
+            assert parsers.follower.wait() == np.flatnonzero(tokens == 90).tolist()
+            assert parsers.follower.wait() == []
+            assert parsers.last[:count] == tokens.tolist()
+            expected = np.stack([tokens, tokens + 1], 1).astype(np.uint32)
+            expected[tokens == 90], expected[tokens > 94] = 7, 0
+            np.testing.assert_array_equal(masks[:count], expected)
+            assert (masks[count:] == 7).all()
+    parsers.follower.wait()
 
 
 @pytest.mark.usefixtures("threads")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -75,6 +75,9 @@ class Late:
 class LateStep:
     def __init__(self, late: Late, step: Step) -> None:
         self.late, self.step = late, step
+
+    def ended(self) -> Sequence[int]:
+        return ()
 
     def results(self) -> list[RowResult]:
         assert self.late.queue.popleft() is self

@@ -13,7 +13,9 @@ import jsonschema
 import numpy as np
 import pytest
 
-from leoserve.model.grammar import MAX_FORCED, CompiledGrammar, GrammarError, Grammars, Masks, Matcher, Spelling
+from leoserve.model.grammar import CompiledGrammar, GrammarError, Grammars, Matcher
+from leoserve.model.masks import Masks
+from leoserve.model.parsers import MAX_FORCED, Spelling
 from leoserve.model.step import Grammar, GrammarKind, TokenTable
 
 SCHEMAS = Path(__file__).parents[1] / "text" / "schemas"
@@ -59,7 +61,8 @@ def compiled(kind: GrammarKind, source: Any) -> CompiledGrammar:
 def allowed(matcher: Matcher) -> list[int]:
     """The ids that may come next."""
     masks = Masks(3, VOCAB, aside=False)
-    masks.begin([(1, matcher)])
+    masks.matchers[1] = matcher
+    masks.begin([1])
     return np.flatnonzero(masks.allowed_flags(1)).tolist()
 
 
@@ -238,12 +241,15 @@ def test_masks_of_several_answers_at_once_and_of_none() -> None:
     masks = Masks(4, VOCAB, aside=True)
     digit, word = compiled("regex", "[0-9]"), compiled("regex", "[a-b]")
     masks.begin([])
-    masks.begin([(0, digit.start()), (3, word.start())])
+    masks.set_slot(0, digit)
+    masks.set_slot(3, word)
+    masks.begin([0, 1, 3])
     assert {PIECES[token] for token in np.flatnonzero(masks.allowed_flags(0))} == {
         b"%d" % number for number in range(10)
     }
     assert {PIECES[token] for token in np.flatnonzero(masks.allowed_flags(3))} == {b"a", b"b"}
-    masks.begin([(3, digit.start())])
+    masks.set_slot(3, digit)
+    masks.begin([3])
     assert len(np.flatnonzero(masks.allowed_flags(3))) == 10
 
 

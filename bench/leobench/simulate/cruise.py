@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +100,15 @@ class CruisingScheduler(Scheduler):
             self._growing_keys += self._growing
         return step
 
-    def complete(self, step: Step, results: Iterable[Result], seconds: float = 0.0) -> list[TokenOutput]:
+    def complete(
+        self,
+        step: Step,
+        results: Iterable[Result],
+        seconds: float = 0.0,
+        ended: Callable[[], Collection[int]] = tuple,
+    ) -> list[TokenOutput]:
         self._offer()
-        outputs = super().complete(step, results, seconds)
+        outputs = super().complete(step, results, seconds, ended)
         self._stepped(len(outputs) + len(self._away))
         self.completed += 1
         self.stats.generation_tokens += len(self._away)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
@@ -116,6 +116,9 @@ class Launched:
     device: Device
     step: Step
     done: float
+
+    def ended(self) -> Sequence[int]:
+        return ()
 
     def results(self) -> list[Result]:
         return self.device.results(self.step, self.done)

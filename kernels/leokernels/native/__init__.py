@@ -9,6 +9,7 @@ A row's bits depend on nothing but the row: neither on what else is in the batch
 
 from __future__ import annotations
 
+from leokernels.native.following import Follower, Speller
 from leokernels.native.layer import Packed, attention, rms_norm, rope_and_cache, silu_and_mul
 from leokernels.native.loading import KINDS, has_matrix_units, missing, use_threads
 from leokernels.native.network import LayerWeights, Network
@@ -21,9 +22,11 @@ __all__ = [
     "BLOCK_MULTIPLE",
     "HEAD_DIMS",
     "KINDS",
+    "Follower",
     "LayerWeights",
     "Network",
     "Packed",
+    "Speller",
     "attention",
     "choose",
     "has_matrix_units",

@@ -1,7 +1,9 @@
 // The library's functions, in plain C, called through ctypes. Lengths are in elements unless said otherwise; `kind` is
-// how numbers are stored. Tensors have no gaps. layer.py, network.py and sampling.py mirror the structures.
+// how numbers are stored. Tensors have no gaps. layer.py, network.py, sampling.py and following.py mirror the structures.
 #pragma once
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum { LEO_FLOAT32 = 0, LEO_BFLOAT16 = 1 };
@@ -80,6 +82,33 @@ typedef struct {
     int64_t rows, columns, size;
 } LeoChoice;
 
+// What moves parsers on: llguidance's llg_commit_token and llg_compute_mask, and what they tell (LlgCommitResult and
+// LlgMaskResult). They may run at the same time for different parsers.
+typedef struct {
+    const uint32_t* tokens;
+    uint32_t count;
+    bool stop;
+} LeoCommitted;
+
+typedef struct {
+    const uint32_t* words;  // the mask, as leo_mask takes it; null where nothing can follow
+    float temperature;
+    bool stop;  // nothing can follow
+} LeoAllowed;
+
+typedef struct {
+    int32_t (*commit)(void* parser, uint32_t token, LeoCommitted* told);  // not 0: it cannot go on
+    int32_t (*mask)(void* parser, LeoAllowed* told);                      // likewise; before each commit there is one
+} LeoParsers;
+
+typedef struct {
+    void* parser;
+    uint32_t* words;  // the mask: all 0 of one that cannot go on, as it was where nothing can follow
+    int64_t bytes;    // of the mask
+    uint32_t token;   // that was chosen
+    int32_t state;    // at the end 1, or 3 where nothing can follow, or 5 where it cannot go on
+} LeoFollow;
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -112,6 +141,20 @@ int64_t leo_forward_bytes(int kind, const LeoNetwork* network, int64_t tokens);
 void leo_mask(void* pool, float* logits, int64_t columns, const int64_t* rows, const int64_t* slots, int64_t count,
               const uint32_t* words, int64_t size);
 void leo_choose(void* pool, const LeoChoice* job);
+
+// One that moves parsers on with the threads of a pool; to be used by the thread that runs the pool's jobs.
+void* leo_follower_new(void* pool, const LeoParsers* parsers);
+void leo_follower_delete(void* follower);
+// Begin to give each parser its token and to make the masks. Rows and masks are the follower's until leo_followed.
+void leo_follow(void* follower, LeoFollow* rows, int64_t count);
+void leo_followed(void* follower);  // wait until all is done
+
+// Tokens by id, one after the other; those without a length are not used. `most`: bytes of a text that are spelled.
+void* leo_speller_new(const char* bytes, const uint32_t* lengths, int64_t count, int64_t most);
+void leo_speller_delete(void* speller);
+// The longest token that fits each time, until none does. Writes at most `room`, and gives how many there are. Any
+// thread may call it. (llguidance's LlgTokenizeFn.)
+size_t leo_spell(const void* speller, const uint8_t* bytes, size_t length, uint32_t* out, size_t room);
 
 #ifdef __cplusplus
 }

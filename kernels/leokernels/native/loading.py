@@ -15,7 +15,7 @@ import torch
 
 from leokernels.native import build
 
-VERSION = 6  # of the functions' signatures, as the library says it
+VERSION = 7  # of the functions' signatures, as the library says it
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -100,6 +100,13 @@ class Library:
     attention: Callable[..., None]
     forward: Callable[..., int]
     forward_bytes: Callable[..., int]
+    follower_new: Callable[..., int]
+    follower_delete: Callable[[int], None]
+    follow: Callable[..., None]
+    followed: Callable[[int], None]
+    speller_new: Callable[..., int]
+    speller_delete: Callable[[int], None]
+    spell: Callable[..., int]
 
 
 @cache
@@ -119,8 +126,13 @@ def library() -> Library:
         "choose": (None, [address, job]),
         "forward": (kind, [address, kind, job, job]),
         "forward_bytes": (length, [kind, job, length]),
+        "follower_new": (address, [address, job]),
+        "follow": (None, [address, address, length]),
+        "speller_new": (address, [job, job, length, length]),
+        "spell": (ctypes.c_size_t, [address, job, ctypes.c_size_t, address, ctypes.c_size_t]),
     }
     signatures |= {name: (None, [address, kind, job]) for name in ("norm", "gate", "rope", "attention")}
+    signatures |= {name: (None, [address]) for name in ("follower_delete", "followed", "speller_delete")}
     functions: dict[str, Callable[..., object]] = {}
     for function, (result, arguments) in signatures.items():
         functions[function] = entry = getattr(found, f"leo_{function}")

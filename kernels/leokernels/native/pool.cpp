@@ -2,12 +2,6 @@
 
 #include <algorithm>
 
-static inline void pause_thread() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-}
-
 constexpr int SPINS = 5000;    // some hundred microseconds: longer than what lies between two products of a step
 constexpr int PATIENCE = 1000;  // spins of the caller, longer than a task, before it sleeps
 
@@ -70,10 +64,7 @@ void Pool::run(Task function, void* argument, int count) {
         const uint64_t tasks = tasks_of(number, part(thread, count), part(thread + 1, count));
         own[thread].tasks.store(tasks, std::memory_order_seq_cst);
     }
-    if (asleep.load(std::memory_order_seq_cst)) {
-        wake.fetch_add(1, std::memory_order_seq_cst);
-        wake.notify_all();
-    }
+    wake_up();
     while (take(0)) {
     }
     for (int spins = 0; spins < PATIENCE && done.load(std::memory_order_acquire) < count; spins++)
@@ -83,6 +74,40 @@ void Pool::run(Task function, void* argument, int count) {
     caller_asleep.store(true, std::memory_order_seq_cst);
     for (int seen; (seen = done.load(std::memory_order_seq_cst)) < count;) done.wait(seen, std::memory_order_seq_cst);
     caller_asleep.store(false, std::memory_order_relaxed);
+}
+
+void Pool::wake_up() {
+    if (!asleep.load(std::memory_order_seq_cst)) return;
+    wake.fetch_add(1, std::memory_order_seq_cst);
+    wake.notify_all();
+}
+
+void Pool::put_off(Task function, void* argument, int count) {
+    while (help()) {
+    }
+    if (workers.empty()) {
+        for (int each = 0; each < count; each++) function(argument, each, 0);
+        return;
+    }
+    later_task.store(function, std::memory_order_relaxed);
+    later_job.store(argument, std::memory_order_relaxed);
+    later.store(tasks_of(++number, 0, count), std::memory_order_seq_cst);
+    wake_up();
+}
+
+// As in `take`: a task is only taken if nothing was changed since it was looked at.
+bool Pool::take_put_off(int thread) {
+    uint64_t seen = later.load(std::memory_order_acquire);
+    while (first_of(seen) < end_of(seen)) {
+        Task function = later_task.load(std::memory_order_relaxed);
+        void* argument = later_job.load(std::memory_order_relaxed);
+        if (later.compare_exchange_weak(seen, seen + (1u << BITS), std::memory_order_acq_rel,
+                                        std::memory_order_acquire)) {
+            function(argument, first_of(seen), thread);
+            return true;
+        }
+    }
+    return false;
 }
 
 // More tasks than the bits tell, as a step of very many tokens has: so many at a time.
@@ -119,10 +144,18 @@ bool Pool::fetch_expected(int thread) {
     return true;
 }
 
+bool Pool::has_tasks() const {
+    auto left = [](const std::atomic<uint64_t>& tasks) {
+        const uint64_t seen = tasks.load(std::memory_order_seq_cst);
+        return first_of(seen) < end_of(seen);
+    };
+    return left(later) || std::any_of(&own[0], &own[total], [&](const Own& part) { return left(part.tasks); });
+}
+
 void Pool::work(int thread) {
     while (!stopping.load(std::memory_order_relaxed)) {
         for (int spins = 0; spins < SPINS; spins++) {
-            if (take(thread))
+            if (take(thread) || take_put_off(thread))
                 spins = 0;
             else if (!fetch_expected(thread))
                 pause_thread();
@@ -130,12 +163,7 @@ void Pool::work(int thread) {
         uint32_t seen = wake.load(std::memory_order_seq_cst);
         asleep.fetch_add(1, std::memory_order_seq_cst);
         // A job that was put up before this thread counted as asleep has not woken it: look once more.
-        bool found = stopping;
-        for (int owner = 0; owner < threads(); owner++) {
-            const uint64_t tasks = own[owner].tasks.load(std::memory_order_seq_cst);
-            found = found || first_of(tasks) < end_of(tasks);
-        }
-        if (!found) wake.wait(seen);
+        if (!stopping && !has_tasks()) wake.wait(seen);
         asleep.fetch_sub(1, std::memory_order_seq_cst);
     }
 }

@@ -3,7 +3,8 @@
 // Each thread has its part of a job's tasks, in order, so that it reads memory from one end to the other; one that is
 // done takes the last ones of others, so that a thread which the system holds up costs the task that it has and no
 // more. A worker that finds nothing to do spins for some hundred microseconds, since jobs follow each other within a
-// step, and then sleeps, since the cores belong to others between steps. While it spins it fetches what it will read.
+// step, and then sleeps, since the cores belong to others between steps. While it spins it does what was put off, and
+// fetches what it will read.
 #pragma once
 
 #include <atomic>
@@ -11,6 +12,12 @@
 #include <memory>
 #include <thread>
 #include <vector>
+
+inline void pause_thread() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
 
 class Pool {
 public:
@@ -27,6 +34,14 @@ public:
     // thread at a time; `thread` is below threads(), and 0 is the caller.
     void run(Task task, void* job, int count);
 
+    // Have `task` called with every number below `count`, in order, by threads that would have nothing to do, while the
+    // caller goes on. Of one such job at a time: the last one's tasks are begun before. Below 2**20 tasks; the job itself
+    // tells when they are done. Where the caller is the only thread it does them here.
+    void put_off(Task task, void* job, int count);
+
+    // The caller does the next task that was put off. False if each is begun.
+    bool help() { return take_put_off(0); }
+
     // Which of a job's tasks are a thread's own: from part(t) to part(t + 1).
     int part(int thread, int count) const { return (int)((int64_t)count * thread / threads()); }
 
@@ -37,6 +52,9 @@ private:
     void run_in_turns(Task task, void* job, int count);
     void work(int thread);
     bool take(int thread);
+    bool take_put_off(int thread);
+    bool has_tasks() const;
+    void wake_up();
     bool fetch_expected(int thread);
 
     struct alignas(64) Own {
@@ -48,6 +66,9 @@ private:
     std::vector<std::thread> workers;
     std::unique_ptr<Own[]> own;  // by thread
     uint64_t number = 0;         // of jobs
+    std::atomic<uint64_t> later{0};  // tasks that are put off and not begun, told like those of a part
+    std::atomic<Task> later_task{nullptr};
+    std::atomic<void*> later_job{nullptr};
     std::atomic<Task> task{nullptr};
     std::atomic<void*> job{nullptr};
     std::atomic<int> done{0};

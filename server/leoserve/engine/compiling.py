@@ -17,6 +17,7 @@ from leoserve.engine.loop import Constrained, ToLoop
 from leoserve.engine.request import Abort, Refused, Request, ToEngine, TokenTable
 from leoserve.engine.trial import Trial
 from leoserve.model.grammar import CompiledGrammar, GrammarError, Grammars
+from leoserve.model.parsers import PackagedParsers, Parsers, Spelling
 from leoserve.model.step import Grammar
 
 log = logging.getLogger("leoserve.engine")
@@ -32,7 +33,15 @@ class Compiling:
     `take` is called by one thread.
     """
 
-    def __init__(self, submit: Callable[[ToLoop], None], send: Callable[[Refused], None], admission: Admission) -> None:
+    def __init__(
+        self,
+        submit: Callable[[ToLoop], None],
+        send: Callable[[Refused], None],
+        admission: Admission,
+        parsers: Callable[[Spelling], Parsers] = PackagedParsers,
+    ) -> None:
+        """`parsers`: what is to follow the answers."""
+        self._parsers = parsers
         self._submit = submit
         self._send = send
         self._admission = admission
@@ -49,7 +58,7 @@ class Compiling:
         match message:
             case TokenTable():
                 self._table = message
-                self._grammars = self._threads.submit(Grammars, message)
+                self._grammars = self._threads.submit(Grammars, message, self._parsers)
             case Request():
                 if message.params.grammar is None:
                     self._submit(message)

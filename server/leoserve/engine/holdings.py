@@ -53,9 +53,12 @@ class Holdings:
             raise ValueError(f"request id {request.request_id!r} is in use")
         limit = min(len(request.prompt) + request.params.max_tokens, self.limits.max_model_len)
         sequences = [
-            Sequence(request, index, next(self._serial), list(request.prompt), limit, grammar=grammar)
+            Sequence(request, index, next(self._serial), list(request.prompt), limit)
             for index in range(request.params.n)
         ]
+        if grammar is not None:
+            for sequence in sequences:
+                sequence.grammar = grammar.answer()
         self._choices[request.request_id] = sequences
         for sequence in sequences:
             insort(self.waiting, sequence, key=_order)

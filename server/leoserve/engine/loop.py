@@ -40,6 +40,14 @@ class LaunchedStep(Protocol):
         """Wait for the step. Row by row what it brought, in the order of `step.rows`."""
         ...
 
+    def ended(self) -> Sequence[int]:
+        """More rows, by number, after whose tokens their grammars allow nothing.
+
+        What takes a while to find out is told here rather than in `results`: by the time that the next step is planned
+        nobody has to wait for it any more.
+        """
+        ...
+
 
 class StepRunner(Protocol):
     """Computes steps in the order of their launches. A row's failure is in its result.
@@ -70,6 +78,7 @@ class EngineLoop:
         self._clock = clock
         self._send = send
         self._launched: deque[tuple[Step, LaunchedStep, float]] = deque()
+        self._completed: LaunchedStep | None = None  # the last, until all is known of it
         self._inbox: deque[ToLoop] = deque()
         self._arrived = threading.Condition()
 
@@ -102,6 +111,7 @@ class EngineLoop:
 
     def step(self) -> bool:
         """Plan and launch the next step, then hand out the oldest one's results. False when there was nothing to do."""
+        self._end_answers()
         step = self.scheduler.plan()
         if step is not None:
             begin = self._clock()
@@ -115,9 +125,18 @@ class EngineLoop:
         if not self._launched:
             return False
         step, launched, begin = self._launched.popleft()
-        outputs = self.scheduler.complete(step, launched.results(), self._clock() - begin)
+        results = launched.results()
+        outputs = self.scheduler.complete(step, results, self._clock() - begin, launched.ended)
+        self._completed = launched
         self._send(StepOutputs(outputs, self.scheduler.snapshot()))
         return True
+
+    def _end_answers(self) -> None:
+        """Those that are whole by what is known late of the step that was completed last."""
+        ended = self._completed.ended() if self._completed is not None else ()
+        self._completed = None
+        if ended:
+            self._send(StepOutputs(self.scheduler.end(ended), self.scheduler.snapshot()))
 
     def _add(self, request: Request, grammar: CompiledGrammar | None = None) -> None:
         try:
@@ -162,3 +181,6 @@ class OneByOne:
 
     def results(self) -> Sequence[Result]:
         return [result for part in self._parts for result in part.results()]
+
+    def ended(self) -> Sequence[int]:
+        return [number for number, part in enumerate(self._parts) if part.ended()]

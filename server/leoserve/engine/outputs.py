@@ -32,6 +32,12 @@ def output_of(
     return output
 
 
+def end_of(sequence: Sequence) -> TokenOutput:
+    """What the client of a sequence gets when the tokens that it has turn out to be the whole answer."""
+    request_id, cached, begin = sequence.request_id, sequence.num_cached, sequence.scheduled_at or 0.0
+    return TokenOutput(request_id, sequence.index, [], None, "stop", None, cached, begin)
+
+
 def finish_reason(sequence: Sequence, token: int) -> FinishReason | None:
     """Why the sequence ends with this token, its last; None if it goes on."""
     params = sequence.request.params

@@ -27,6 +27,7 @@ from leoserve.engine.connection import Launch
 from leoserve.engine.loop import EngineLoop
 from leoserve.engine.request import Failed, FromEngine, Request, ToEngine
 from leoserve.engine.start import CannotStart, start_engine
+from leoserve.model.nativeparsers import parsers_for
 
 log = logging.getLogger("leoserve.engine")
 
@@ -69,10 +70,10 @@ class Line:
         self._context.term()
 
 
-def receive_requests(line: Line, loop: EngineLoop) -> NoReturn:
+def receive_requests(line: Line, loop: EngineLoop, device: str) -> NoReturn:
     """Admit or refuse what arrives, while the other thread computes. Its failure is the engine's: it is restarted."""
     admission = loop.scheduler.admission
-    compiling = Compiling(loop.submit, line.send, admission)
+    compiling = Compiling(loop.submit, line.send, admission, parsers_for(device))
     try:
         while True:
             message = line.receive()
@@ -120,7 +121,7 @@ def main() -> NoReturn:
         line.send(Failed(str(error)))
         line.close()
         leave(CANNOT_START)
-    threading.Thread(target=receive_requests, args=(line, loop), name="requests", daemon=True).start()
+    threading.Thread(target=receive_requests, args=(line, loop, ready.device), name="requests", daemon=True).start()
     line.send(ready)
     gc.freeze()  # what is there stays: collections that look through it would hold up a step for a tenth of a second
     loop.run()

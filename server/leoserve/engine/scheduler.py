@@ -19,14 +19,14 @@ bits whatever else runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from leoserve.engine.admission import Admission
 from leoserve.engine.cache import BlockPool
 from leoserve.engine.draft import NO_BLOCKS, Draft, new_row
 from leoserve.engine.holdings import RUNNING, Holdings
 from leoserve.engine.limits import SchedulerLimits
-from leoserve.engine.outputs import finish_reason, output_of
+from leoserve.engine.outputs import end_of, finish_reason, output_of
 from leoserve.engine.pacing import Pace
 from leoserve.engine.request import EngineStats, FinishReason, TokenOutput
 from leoserve.engine.sequence import Sequence
@@ -51,6 +51,7 @@ class Scheduler(Holdings):
         if limits.max_tokens_per_step < limits.max_sequences:
             raise ValueError("every running sequence needs a token of the budget")
         super().__init__(limits, pool, admission, clock)
+        self._completed: list[Sequence] = []  # row i of the last step that was completed belongs to sequence i
         self._pace = None if limits.prefill_stretch is None else Pace(limits.prefill_stretch)
 
     @property
@@ -173,10 +174,18 @@ class Scheduler(Holdings):
         """How many tokens a step has room for beside its rows."""
         return self.limits.max_tokens_per_step - len(draft.rows) - sum(row.count - 1 for row, _ in draft.added)
 
-    def complete(self, step: Step, results: Iterable[Result], seconds: float = 0.0) -> list[TokenOutput]:
+    def complete(
+        self,
+        step: Step,
+        results: Iterable[Result],
+        seconds: float = 0.0,
+        ended: Callable[[], Collection[int]] = tuple,
+    ) -> list[TokenOutput]:
         """Take in a step's results; returns what the clients get. Sequences that ended meanwhile get nothing.
 
-        Raises ValueError for another step than the first of those in flight.
+        `ended` tells of more rows after whose tokens nothing can follow: see `end`. It is asked here only where a token
+        is the last in any case, for the reason that the client gets. Raises ValueError for another step than the first
+        of those in flight.
         """
         if not self._in_flight or self._in_flight[0][0] is not step:
             raise ValueError("steps are completed in the order in which they were planned")
@@ -199,10 +208,15 @@ class Scheduler(Holdings):
                 name, cached, begin = sequence.request_id, sequence.num_cached, sequence.scheduled_at or 0.0
                 outputs.append(TokenOutput(name, sequence.index, [result], None, None, None, cached, begin))
                 continue
-            output = self._advance(sequence, row, in_full(result))
+            whole = in_full(result)
+            last = row.samples and len(sequence.tokens) + 1 >= sequence.limit
+            if last and sequence.grammar is not None and step.rows.index(row) in ended():
+                whole.complete = True
+            output = self._advance(sequence, row, whole)
             if output is not None:
                 outputs.append(output)
                 silent += not output.token_ids
+        self._completed = sequences
         if self._leaving:
             self._let_go(step)
         if self._pace is not None:
@@ -211,6 +225,17 @@ class Scheduler(Holdings):
         self.stats.generation_tokens += len(outputs) - silent
         self.stats.step_tokens, self.stats.step_seconds = step.num_tokens, seconds
         return outputs
+
+    def end(self, numbers: Iterable[int]) -> list[TokenOutput]:
+        """End the answers of these rows of the step that was completed last; returns what the clients get.
+
+        Their grammars allow nothing after their tokens. To be called before the next step is planned.
+        """
+        sequences = [self._completed[number] for number in numbers]
+        going = [sequence for sequence in sequences if sequence.status is RUNNING]
+        for sequence in going:
+            self._end(sequence)
+        return [end_of(sequence) for sequence in going]
 
     def _advance(self, sequence: Sequence, row: Row, result: RowResult) -> TokenOutput | None:
         """The row's tokens are computed, and its sampled token is the sequence's next."""

@@ -10,7 +10,7 @@ from leoserve.engine.cache import BlockHash, hash_block, hash_salt
 from leoserve.engine.request import Request, TokenLogprobs
 
 if TYPE_CHECKING:
-    from leoserve.model.grammar import CompiledGrammar
+    from leoserve.model.grammar import Answer
 
 NO_SLOT = -1
 
@@ -54,7 +54,7 @@ class Sequence:
     num_uploaded: int = 0  # leading blocks that the runner knows of
     num_indexed: int = 0  # leading full blocks that were offered to the prefix index
     paced: bool = False  # the prompt takes several steps: see pacing.py
-    grammar: CompiledGrammar | None = None
+    grammar: Answer | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # collected until the prompt is computed
     _hashes: list[BlockHash] = field(default_factory=list)
 

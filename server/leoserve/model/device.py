@@ -9,7 +9,7 @@ Steps of decode rows alone replay a CUDA graph (graphs.py); steps with prompt to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +61,9 @@ class DeviceStep:
     sampling: Sampling | None
     scored: list[tuple[int, Logprobs, int, int]]  # number of the row, most likely ones of its targets, how many of each
     done: Event
+
+    def ended(self) -> Sequence[int]:
+        return ()
 
     def results(self) -> list[Result]:
         """Wait for the step; see engine.loop.LaunchedStep."""

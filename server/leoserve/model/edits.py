@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leokernels import native
-from leoserve.model.grammar import Masks, Matcher
+from leoserve.model.masks import Masks
 from leoserve.model.step import SamplingParams
 
 Ids = NDArray[np.int64]
@@ -89,7 +89,6 @@ class BadWords:
 class Edits:
     """One slot's changes to its logits, and the state they follow from."""
 
-    grammar: Matcher | None = None
     allowed: Ids | None = None
     bad_words: BadWords | None = None
     stop_ids: Ids = field(default_factory=lambda: NO_IDS)
@@ -108,10 +107,9 @@ class Edits:
         prompt: Sequence[int],
         output: Sequence[int],
         vocab: int,
-        grammar: Matcher | None = None,
     ) -> Edits | None:
-        """What `params` and the grammar ask for, as it stands after `output`; None if they change nothing."""
-        edits = cls(grammar=grammar, repetition=params.repetition_penalty)
+        """What `params` ask for, as it stands after `output`; None if they change nothing. Grammars: masks.py."""
+        edits = cls(repetition=params.repetition_penalty)
         edits.frequency, edits.presence = params.frequency_penalty, params.presence_penalty
         if params.allowed_token_ids is not None:
             edits.allowed = _valid(params.allowed_token_ids, vocab)
@@ -129,14 +127,12 @@ class Edits:
         return edits if edits._does_something() else None
 
     def _does_something(self) -> bool:
-        held = (self.grammar, self.allowed, self.bad_words, self.seen)
+        held = (self.allowed, self.bad_words, self.seen)
         return bool(self.missing or len(self.bias_ids)) or any(part is not None for part in held)
 
     def add(self, token: int) -> None:
         """Take note of a token that was chosen."""
         self.missing = max(self.missing - 1, 0)
-        if self.grammar is not None:
-            self.grammar.advance(token)
         if self.bad_words is not None:
             self.bad_words.add(token)
         if self.seen is not None:

@@ -1,21 +1,20 @@
 """Answers that follow a grammar: which tokens may come next, told as a bit for each id.
 
-llguidance does the parsing: an Earley parser over a lexer of regular-expression derivatives, walked along a trie of all
-tokens (github.com/guidance-ai/llguidance). Its work is bounded in counted operations rather than in time, so that what
-is refused is refused on every machine.
+llguidance does the parsing (parsers.py). Its work is bounded in counted operations rather than in time, so that what is
+refused is refused on every machine.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 
 import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
+from leoserve.model.parsers import Follower, PackagedParsers, Parser, Parsers, Spelling
 from leoserve.model.schema import prepared
 from leoserve.model.step import Grammar, GrammarKind, TokenTable
 
@@ -25,25 +24,23 @@ Words = NDArray[np.int32]
 # with white space cannot.
 WHITE_SPACE = r"( |\n[ \t]{0,40})"
 MAX_MESSAGE = 400  # characters
-MAX_FORCED = 200  # bytes of a text without a choice that are spelled ahead
 
 
-def limits(kind: GrammarKind) -> llguidance.LLParserLimits:
+def limits(kind: GrammarKind) -> dict[str, int]:
     """Bounds on the work of a grammar: some hundred milliseconds to compile, some tens for the mask of one token.
 
     An object's optional properties, or the functions that may be called, are items of one row, four for each
     (schema.MAX_PROPERTIES). What a client writes by hand is smaller, and in it items may cost more.
     """
     own = kind == "grammar"
-    return llguidance.LLParserLimits(
-        initial_lexer_fuel=1_000_000,
-        step_lexer_fuel=200_000,
-        step_max_items=5_000 if own else 50_000,
-        max_items_in_row=2_000 if own else 5_000,
-        max_lexer_states=50_000,
-        max_grammar_size=200_000,
-        verbose_errors=False,
-    )
+    return {
+        "initial_lexer_fuel": 1_000_000,
+        "step_lexer_fuel": 200_000,
+        "step_max_items": 5_000 if own else 50_000,
+        "max_items_in_row": 2_000 if own else 5_000,
+        "max_lexer_states": 50_000,
+        "max_grammar_size": 200_000,
+    }
 
 
 class GrammarError(Exception):
@@ -53,9 +50,10 @@ class GrammarError(Exception):
 class Grammars:
     """Compiles grammars for one tokenizer. May be used by several threads; the GIL is free meanwhile."""
 
-    def __init__(self, table: TokenTable) -> None:
+    def __init__(self, table: TokenTable, parsers: Callable[[Spelling], Parsers] = PackagedParsers) -> None:
         spelling = Spelling(table)
-        self._tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(spelling), eos_token=spelling.ends)
+        self._parsers = parsers(spelling)
+        self._words = -(-len(spelling.tokens) // 32)
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         """Raises GrammarError."""
@@ -65,25 +63,45 @@ class Grammars:
             raise GrammarError(_brief(str(error))) from error
         except RecursionError:
             raise GrammarError("it is nested too deeply") from None
-        matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=limits(grammar.kind))
-        if matcher.is_error():
-            raise GrammarError(_brief(matcher.get_error()))
-        return CompiledGrammar(matcher, -(-self._tokenizer.vocab_size // 32))
+        parser = self._parsers.new(source, limits(grammar.kind))
+        if parser.is_error():
+            raise GrammarError(_brief(parser.get_error()))
+        return CompiledGrammar(parser, self._words, self._parsers.follower)
 
 
 class CompiledGrammar:
     """A grammar at its beginning. `words`: of a mask, 32 ids of the tokenizer each."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, words: int) -> None:
-        self._matcher = matcher
+    def __init__(self, parser: Parser, words: int, follower: Follower | None) -> None:
+        self._parser = parser
         self._words = words
+        self._follower = follower
 
     def start(self, generated: Sequence[int] = ()) -> Matcher:
         """An answer of it, as it stands after the tokens `generated`."""
-        matcher = Matcher(self._matcher.deep_copy(), self._words)
+        matcher = Matcher(self._parser.deep_copy(), self._words, self._follower)
         for token in generated:
             matcher.advance(token)
         return matcher
+
+    def answer(self) -> Answer:
+        """One answer of it, from its beginning to its end."""
+        return Answer(self)
+
+
+class Answer:
+    """What follows one answer from slot to slot: to lead a parser over its tokens again can be a lot of work."""
+
+    def __init__(self, grammar: CompiledGrammar) -> None:
+        self._grammar = grammar
+        self._matcher: Matcher | None = None
+
+    def start(self, generated: Sequence[int] = ()) -> Matcher:
+        """It as it stands after these tokens, in a slot that it is new in. What was given before is not valid then."""
+        if self._matcher is None or self._matcher.taken != len(generated):
+            self._matcher = self._grammar.start(generated)
+        self._matcher.leave()
+        return self._matcher
 
 
 class Mask:
@@ -97,128 +115,54 @@ class Mask:
 class Matcher:
     """How far one answer has come in its grammar."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, words: int) -> None:
-        self.inner = matcher
+    def __init__(self, parser: Parser, words: int, follower: Follower | None) -> None:
+        self.parser = parser
         self.words = words
-        self._mask: Mask | None = None
+        self.follower = follower  # what can move it on aside; None: nothing
+        self.taken = 0  # tokens
+        self.whole = False  # as its follower has found
+        self.mask: Mask | None = None
+        self.place: tuple[int, int, int] | None = None  # for the follower: of the parser, of the mask, and its bytes
 
     def keep(self, mask: Mask) -> None:
         """Have this mask say what may come next, from now on and after each token."""
-        if mask is not self._mask:
-            self._mask = mask
-            self.inner.unsafe_compute_mask_ptr(*mask.place)
+        if mask is not self.mask:
+            self.mask = mask
+            if self.follower is not None:
+                self.place = (self.follower.address_of(self.parser), *mask.place)
+            self._fill(mask)
+
+    def leave(self) -> None:
+        """Have nothing more to do with the mask."""
+        self.mask = self.place = None
 
     def advance(self, token: int) -> None:
         """Take note of the token that was chosen."""
-        self.inner.consume_token(token)
+        self.taken += 1
+        self.parser.consume_token(token)
         # At once, while the parser's tables are in the processor's caches: after the next forward pass they are not.
-        if self._mask is not None and not self.inner.is_stopped():
-            self.inner.unsafe_compute_mask_ptr(*self._mask.place)
+        if self.mask is not None and not self.complete:
+            self._fill(self.mask)
+
+    def _fill(self, mask: Mask) -> None:
+        if not self.failed:
+            self.parser.unsafe_compute_mask_ptr(*mask.place)
+        if self.failed:
+            mask.words[:] = 0  # of an answer that cannot go on nothing is allowed
 
     @property
     def complete(self) -> bool:
         """Whether the answer is whole, and nothing can follow."""
-        return self.inner.is_stopped() and not self.inner.is_error()
+        return self.whole or (self.parser.is_stopped() and not self.parser.is_error())
 
     @property
     def failed(self) -> bool:
-        return bool(self.inner.is_error())
+        return bool(self.parser.is_error())
 
     @property
     def error(self) -> str | None:
         """Why the answer cannot go on: following the grammar became too much work."""
-        return _brief(self.inner.get_error()) if self.inner.is_error() else None
-
-
-class Masks:
-    """The masks of a step's answers.
-
-    Where a device computes the step they are made aside, in other threads. Where the processor does it itself, all its
-    cores are at work already: a thread more would hold up the product that it meets for longer than a mask takes, and
-    they are made between two steps, each when its matcher moves on.
-    """
-
-    def __init__(self, slots: int, vocab: int, *, aside: bool) -> None:
-        self.vocab = vocab
-        self._slots = slots
-        self._aside = aside
-        self._words: Words = np.zeros((slots, 0), dtype=np.int32)  # as wide as the tokenizer is, once that is known
-        self._masks: list[Mask] = []  # by slot
-        self._executor: llguidance.LLExecutor | None = None
-        self._thread: ThreadPoolExecutor | None = None
-        self._filling: Future[None] | None = None
-
-    def begin(self, matchers: Sequence[tuple[int, Matcher]]) -> None:
-        """The masks of slots with these matchers will be needed. Until `words` nobody may move the matchers on."""
-        if not matchers:
-            return
-        if not self._words.shape[1]:  # most servers never need them
-            self._words = np.zeros((self._slots, matchers[0][1].words), dtype=np.int32)
-            self._masks = [Mask(row) for row in self._words]
-        missing = []
-        for slot, matcher in matchers:
-            if matcher.failed:
-                self._words[slot] = 0  # of an answer that cannot go on nothing is allowed
-            elif self._aside:
-                missing.append((matcher.inner, slot))
-            else:
-                matcher.keep(self._masks[slot])
-        if missing:
-            self._start(missing)
-
-    def _start(self, rows: list[tuple[llguidance.LLMatcher, int]]) -> None:
-        if self._executor is None or self._thread is None:
-            self._executor, self._thread = llguidance.LLExecutor(), ThreadPoolExecutor(1, "masks")
-        fill, (at, size) = self._executor.unsafe_compute_mask_ptr, self._masks[0].place
-        self._filling = self._thread.submit(fill, rows, at, size, len(self._words))
-
-    def words(self) -> Words:
-        """[slots, W]: id i may come next in a slot if bit `i % 32` of word `i // 32` is set. Waits for the masks."""
-        if self._filling is not None:
-            self._filling.result()
-            self._filling = None
-        return self._words
-
-    def allowed_flags(self, slot: int) -> NDArray[np.bool_]:
-        """[vocab]: what may come next in a slot, a flag for each id."""
-        bits = np.unpackbits(self.words()[slot].view(np.uint8), bitorder="little")[: self.vocab].view(np.bool_)
-        flags = np.zeros(self.vocab, dtype=np.bool_)  # rows of the network that have no token stay out
-        flags[: len(bits)] = bits
-        return flags
-
-
-class Spelling:
-    """A tokenizer for llguidance: the bytes of its tokens, and a way to spell what a grammar leaves no choice about.
-
-    That takes the longest token each time, without a regard for merges: what comes before is not known here.
-    """
-
-    def __init__(self, table: TokenTable) -> None:
-        self.tokens = list(table.pieces)
-        self.special_token_ids = list(table.control)
-        self.ends = list(table.ends)
-        if not self.ends:  # one that the network has no row for, so that no answer is ended by it
-            self.ends = [len(self.tokens)]
-            self.special_token_ids += self.ends
-            self.tokens.append(b"<end>")
-        self.eos_token_id = self.ends[0]
-        self.bos_token_id = None
-        control = set(self.special_token_ids)
-        self._ids = {piece: token for token, piece in enumerate(self.tokens) if piece and token not in control}
-        self._longest = max(map(len, self._ids), default=0)
-
-    def __call__(self, text: bytes) -> list[int]:
-        ids: list[int] = []
-        start, end = 0, min(len(text), MAX_FORCED)
-        while start < end:
-            sizes = range(min(self._longest, len(text) - start), 0, -1)
-            pieces = (text[start : start + size] for size in sizes)
-            token = next((self._ids[piece] for piece in pieces if piece in self._ids), None)
-            if token is None:
-                break
-            ids.append(token)
-            start += len(self.tokens[token])
-        return ids
+        return _brief(self.parser.get_error()) if self.parser.is_error() else None
 
 
 def _source(grammar: Grammar) -> str:

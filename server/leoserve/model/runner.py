@@ -5,7 +5,7 @@ The runner of a device that computes while the host waits: a step's results are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from leoserve.model.llama import Llama
 from leoserve.model.sampler import Sampler
 from leoserve.model.step import Computed, Result, Row, RowResult, Step, TokenLogprobs, in_full
 
+Late = Callable[[], Sequence[int]]  # rows that have ended: LaunchedStep.ended
 LOGITS_PER_PASS = 64  # rows of logits that a scored prompt holds at a time
 
 
@@ -61,11 +62,11 @@ class Runner:
         scored = self._score_prompts(step, hidden) if scores else []
         if scores and ends is not None:
             hidden = hidden[ends]
-        results = self._sample(batch, wanted, hidden)  # last: a sampler that was done cannot be tried again
+        results, late = self._sample(batch, wanted, hidden)  # last: a sampler that was done cannot be tried again
         for number, logprobs in scored:
             result = results[number] = in_full(results[number])
             result.prompt_logprobs = logprobs
-        return Computed(results)
+        return Computed(results, late)
 
     def _prepare_slots(self, step: Step, notable: list[int]) -> None:
         if step.copies:
@@ -90,23 +91,30 @@ class Runner:
             return None
         return batch.metadata.query_start[1:].long()[list(wanted) or [-1]] - 1
 
-    def _sample(self, batch: Batch, wanted: Sequence[int], hidden: torch.Tensor) -> list[Result]:
-        """Row by row the next token, where one is `wanted`, from the hidden state of the row's last token [W, ...]."""
+    def _sample(self, batch: Batch, wanted: Sequence[int], hidden: torch.Tensor) -> tuple[list[Result], Late | None]:
+        """Row by row the next token, where one is `wanted`, from the hidden state of the row's last token [W, ...].
+
+        And what is told late of the rows.
+        """
         slots, positions = batch.slots, batch.metadata.context_lens  # where a row's next token will stand
         if len(wanted) == len(slots):
             return self._choose(hidden, slots, batch.where, positions)
         results: list[Result] = [RowResult() for _ in slots]
-        if wanted:
-            chosen = [slots[number] for number in wanted], batch.where[wanted], [positions[number] for number in wanted]
-            for number, result in zip(wanted, self._choose(hidden, *chosen), strict=True):
-                results[number] = result
-        return results
+        if not wanted:
+            return results, None
+        chosen = [slots[number] for number in wanted], batch.where[wanted], [positions[number] for number in wanted]
+        given, late = self._choose(hidden, *chosen)
+        for number, result in zip(wanted, given, strict=True):
+            results[number] = result
+        return results, None if late is None else lambda: [wanted[place] for place in late()]
 
-    def _choose(self, hidden: torch.Tensor, slots: list[int], where: Int64, positions: list[int]) -> list[Result]:
-        """The next token of each of these slots, of which `where` is an array."""
+    def _choose(
+        self, hidden: torch.Tensor, slots: list[int], where: Int64, positions: list[int]
+    ) -> tuple[list[Result], Late | None]:
+        """The next token of each of these slots, of which `where` is an array; and what is told late."""
         sampled = self.sampler.sample(self.model.logits(hidden), slots, positions)
         self._last_token[where] = np.fromiter(sampled.token_ids, dtype=np.int64, count=len(slots))
-        return sampled.results()
+        return sampled.results(), sampled.moving.ended if sampled.moving is not None else None
 
     def _score_prompts(self, step: Step, hidden: torch.Tensor) -> list[tuple[int, list[TokenLogprobs]]]:
         """Log-probabilities of prompt tokens, for the rows that want them."""

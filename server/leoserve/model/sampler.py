@@ -17,7 +17,7 @@ Every row's token is a function of its logits, its parameters and its history, b
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from leokernels import native
 from leoserve.model.edits import Edits, Ids, apply_edits, apply_masks
-from leoserve.model.grammar import CompiledGrammar, Masks
 from leoserve.model.logprobs import RawRows
+from leoserve.model.masks import Masks, Moving, Startable
 from leoserve.model.noise import Noise
 from leoserve.model.step import ErrorKind, Result, RowResult, SamplingParams, TokenLogprobs
 from leoserve.model.truncation import Truncation, argmax, draw
@@ -55,7 +55,8 @@ class Sampled:
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]  # None where not asked for
     failed: list[str | None]
-    complete: set[int] = field(default_factory=set)  # rows whose grammar allows nothing after this token
+    complete: Collection[int] = ()  # rows whose grammar allows nothing after this token
+    moving: Moving | None = None  # what will tell of more such rows, among those of which nothing else is to be said
 
     def results(self) -> list[Result]:
         """Row by row what the scheduler is told."""
@@ -112,7 +113,7 @@ class Sampler:
         index: int,
         prompt: Sequence[int],
         output: Sequence[int],
-        grammar: CompiledGrammar | None = None,
+        grammar: Startable | None = None,
     ) -> None:
         """Give `slot` to choice `index` of a request: when it gets a slot, and again after a preemption.
 
@@ -132,9 +133,9 @@ class Sampler:
         if params.logprobs is not None:
             self._logprobs[slot] = params.logprobs
         self._prompt_logprobs[slot] = params.prompt_logprobs or 0
-        matcher = grammar.start(output) if grammar is not None else None
+        self._masks.set_slot(slot, grammar, output)
         self._edits.pop(slot, None)
-        edits = Edits.of(params, prompt, output, self.vocab, matcher)
+        edits = Edits.of(params, prompt, output, self.vocab)
         if edits is not None:
             self._edits[slot] = edits
 
@@ -146,8 +147,7 @@ class Sampler:
 
     def begin(self, slots: Sequence[int]) -> None:
         """`sample` will follow for these slots: what their grammars allow can be found out meanwhile."""
-        held = [(slot, self._edits[slot].grammar) for slot in _those_in(self._edits, slots)]
-        self._masks.begin([(slot, matcher) for slot, matcher in held if matcher is not None])
+        self._masks.begin(slots)
 
     def sample(self, logits: Tensor, slots: list[int], positions: list[int]) -> Sampled:
         """Choose a token for each row of [R, V] float32 `logits`, which are overwritten.
@@ -161,16 +161,16 @@ class Sampler:
         asked = _rows_in(self._logprobs, slots)
         raw = RawRows(logits[asked]) if asked else None
         edits = [(row, self._edits[slots[row]]) for row in _rows_in(self._edits, slots)]
-        masked = [(row, slots[row]) for row, edit in edits if edit.grammar is not None]
+        masked = _rows_in(self._masks.matchers, slots)
         if edits:
             apply_edits(logits, edits)
         if self._natively:
             peaks, tokens = self._choose(logits, slots, positions, masked)
         else:
-            apply_masks(logits, masked, self._masks)
+            apply_masks(logits, [(row, slots[row]) for row in masked], self._masks)
             peak, tokens = argmax(logits)
             peaks = peak.cpu().numpy()
-        failed = self._check(logits, peaks, {row for row, _ in edits})
+        failed = self._check(logits, peaks, {*masked, *(row for row, _ in edits)})
         rows = _rows_in(self._drawing, slots)
         if rows:
             where = np.array([positions[row] for row in rows])
@@ -186,46 +186,47 @@ class Sampler:
         token_ids: list[int] = tokens.tolist()
         for row in _failures(failed):
             token_ids[row] = self._any_id
-        complete = self._take_note(edits, token_ids, failed) if edits else set()
-        for row in _failures(failed):
             logprobs[row] = None
-        return Sampled(token_ids, logprobs, failed, complete)
+        told = self._masks.advance(self._moves(masked, slots, token_ids, failed)) if masked else ()
+        for row, edit in edits:
+            if failed[row] is None:
+                edit.add(token_ids[row])
+        return Sampled(token_ids, logprobs, failed, *told)
 
     def _choose(
-        self, logits: Tensor, slots: list[int], positions: list[int], masked: list[tuple[int, int]]
+        self, logits: Tensor, slots: list[int], positions: list[int], masked: list[int]
     ) -> tuple[NDArray[np.float32], Tensor]:
         """The largest logits [R], and the tokens [R] of rows that are greedy or drawn from all that is allowed.
 
-        `masked` are rows with their slots. Those that are truncated then have their masks applied, in place.
+        `masked` are the rows that follow a grammar. Those that are truncated then have their masks applied, in place.
         """
         temperatures, uniforms = np.zeros(len(slots), dtype=np.float32), np.zeros(len(slots))
         rows = _rows_in(self._plain, slots)
+        where = np.array(slots)
         if rows:
-            plain, where = np.array(rows), np.array(slots)
+            plain = np.array(rows)
             temperatures[plain] = self._temperature[where[plain]]
             uniforms[plain] = self._noise.at(where[plain], np.array(positions)[plain])
         if not masked:
             peaks, ids = native.choose(logits, temperatures, uniforms)
             return peaks, torch.from_numpy(ids)
-        apply_masks(logits, [(row, slot) for row, slot in masked if self._kind[slot] == TRUNCATED], self._masks)
-        places = np.full(len(slots), -1)
-        for row, slot in masked:
-            places[row] = slot
-        peaks, ids = native.choose(logits, temperatures, uniforms, (places, self._masks.words()))
+        cut = [(row, slots[row]) for row in masked if slots[row] in self._drawing]
+        apply_masks(logits, cut, self._masks)
+        masks = self._masks.rows_of_words(where), self._masks.words()
+        peaks, ids = native.choose(logits, temperatures, uniforms, masks)
         return peaks, torch.from_numpy(ids)
 
-    def _take_note(self, edits: list[tuple[int, Edits]], token_ids: list[int], failed: list[str | None]) -> set[int]:
-        """Move the state of edited rows on by their tokens; returns the rows whose grammar is complete."""
-        complete = set()
-        for row, edit in edits:
-            matcher = edit.grammar
-            if matcher is not None and matcher.error is not None:
-                failed[row] = f"{GRAMMAR_FAILED}: {matcher.error}"
+    def _moves(
+        self, masked: list[int], slots: list[int], token_ids: list[int], failed: list[str | None]
+    ) -> dict[int, tuple[int, int]]:
+        """Of the rows that follow a grammar, which go on: slot and token. Where one does not, `failed` says why."""
+        moves = {}
+        for row in masked:
             if failed[row] is None:
-                edit.add(token_ids[row])
-                if matcher is not None and matcher.complete:
-                    complete.add(row)
-        return complete
+                moves[row] = slots[row], token_ids[row]
+            elif (why := self._masks.matchers[slots[row]].error) is not None:
+                failed[row] = f"{GRAMMAR_FAILED}: {why}"
+        return moves
 
     def score(self, logits: Tensor, slot: int, targets: Sequence[int]) -> list[TokenLogprobs]:
         """Log-probabilities of given tokens, one for each row of [N, V] float32 `logits`, which are overwritten.
@@ -299,10 +300,6 @@ class Dead:
             logits.index_fill_(1, self._ids, -torch.inf)
         elif self._first < logits.shape[1]:
             (logits.numpy() if logits.is_cpu else logits)[:, self._first :] = -torch.inf  # numpy takes half as long
-
-
-def _those_in(some: Collection[int], slots: Sequence[int]) -> list[int]:
-    return [slot for slot in slots if slot in some] if some else []
 
 
 def _rows_in(some: Collection[int], slots: Sequence[int]) -> list[int]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from leokernels.triton.state import SamplingState, SlotSettings, pack_bits
 from leoserve.model.edits import BadWords
-from leoserve.model.grammar import Masks, Matcher
+from leoserve.model.masks import Masks
 from leoserve.model.step import Admitted, SamplingParams
 
 NO_LOGPROBS = -1
@@ -23,9 +23,8 @@ NO_LOGPROBS = -1
 
 @dataclass(slots=True)
 class Words:
-    """A slot's grammar and bad words, and what it bans whatever came before."""
+    """A slot's bad words, and what it bans whatever came before."""
 
-    grammar: Matcher | None
     bad: BadWords
     always: NDArray[np.bool_]  # [vocab]
 
@@ -52,19 +51,19 @@ class SlotEdits:
         self._words[slot] = None
         if settings.masked:
             bad = BadWords.of(params.bad_words, [*new.prompt, *new.generated], vocab)
-            grammar = new.grammar.start(new.generated) if new.grammar is not None else None
-            self._words[slot] = Words(grammar, bad, always_banned(settings, vocab))
+            self._words[slot] = Words(bad, always_banned(settings, vocab))
+        self._masks.set_slot(slot, new.grammar, new.generated)
 
     def begin(self, slots: Sequence[int]) -> None:
         """`ban` will follow for these slots: what their grammars allow can be found out meanwhile."""
-        held = [(slot, words.grammar) for slot in slots if (words := self._words[slot]) is not None]
-        self._masks.begin([(slot, matcher) for slot, matcher in held if matcher is not None])
+        self._masks.begin(slots)
 
     def ban(self, slot: int) -> None:
         """Before a token is chosen: ban what the grammar does not allow, and what would complete a bad word."""
         words = self._words[slot]
         if words is not None:
-            banned = words.always.copy() if words.grammar is None else words.always | ~self._masks.allowed_flags(slot)
+            follows = slot in self._masks.matchers
+            banned = words.always | ~self._masks.allowed_flags(slot) if follows else words.always.copy()
             banned[words.bad.banned()] = True
             self.state.ban(slot, pack_bits(banned))
 
@@ -74,15 +73,16 @@ class SlotEdits:
         if words is None:
             return False
         words.bad.add(token)
-        if words.grammar is None:
+        matcher = self._masks.matchers.get(slot)
+        if matcher is None:
             return False
-        words.grammar.advance(token)
-        return words.grammar.complete
+        matcher.advance(token)
+        return matcher.complete
 
     def fault(self, slot: int) -> str | None:
         """Why the slot's grammar cannot be followed on."""
-        words = self._words[slot]
-        return words.grammar.error if words is not None and words.grammar is not None else None
+        matcher = self._masks.matchers.get(slot)
+        return matcher.error if matcher is not None else None
 
     def logprobs(self, slot: int) -> int:
         """How many most likely tokens to report; -1: no log-probabilities at all."""

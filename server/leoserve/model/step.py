@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 if TYPE_CHECKING:
-    from leoserve.model.grammar import CompiledGrammar
+    from leoserve.model.grammar import Answer
 
 ErrorKind = Literal["invalid", "grammar", "internal"]
 GrammarKind = Literal["json_schema", "regex", "lark", "grammar"]
@@ -79,7 +79,7 @@ class Admitted:
     index: int
     prompt: list[int]
     generated: list[int]  # non-empty after a preemption
-    grammar: CompiledGrammar | None = None
+    grammar: Answer | None = None
 
 
 class Row(msgspec.Struct, gc=False):  # one is made for every token, and of this kind in a third of the time
@@ -129,7 +129,7 @@ class RowResult(msgspec.Struct, gc=False):
     prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
     error_kind: ErrorKind = "internal"
-    complete: bool = False  # the grammar allows nothing after this token
+    complete: bool = False  # the grammar allows nothing after this token (or it is told late: LaunchedStep.ended)
 
 
 Result = RowResult | int  # a row's; a token alone where there is nothing else to say, as nearly always
@@ -142,12 +142,16 @@ def in_full(result: Result) -> RowResult:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A launched step whose results are there."""
+    """A launched step whose results are there, but for what `late` tells, if anything: see `LaunchedStep.ended`."""
 
     rows: Sequence[Result]
+    late: Callable[[], Sequence[int]] | None = None
 
     def results(self) -> Sequence[Result]:
         return self.rows
+
+    def ended(self) -> Sequence[int]:
+        return self.late() if self.late is not None else ()
 
 
 class Unrecoverable(Exception):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -112,6 +113,9 @@ class Late:
     plain: Plain
     done: float
     rows: list[RowResult]
+
+    def ended(self) -> Sequence[int]:
+        return ()
 
     def results(self) -> list[RowResult]:
         self.plain.now = max(self.plain.now, self.done)

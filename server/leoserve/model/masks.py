@@ -1,0 +1,155 @@
+"""The masks of a step's answers: which tokens their grammars let come next."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import cast
+
+import llguidance
+import numpy as np
+from numpy.typing import NDArray
+
+from leoserve.model.grammar import Answer, CompiledGrammar, Mask, Matcher, Words
+from leoserve.model.parsers import Follower
+
+Startable = Answer | CompiledGrammar
+
+
+class Moving:
+    """Matchers that a follower moves on, and whose masks it makes. Nobody else may use them until `ended`."""
+
+    def __init__(self, follower: Follower, rows: dict[int, Matcher], places: list[tuple[int, int, int, int]]) -> None:
+        self.matchers = set(rows.values())
+        self._follower = follower
+        self._rows = [*rows.items()]
+        self._ended: list[int] | None = None
+        follower.begin(places)
+
+    def ended(self) -> list[int]:
+        """The rows after whose tokens nothing can follow. Waits until the masks are made."""
+        if self._ended is None:
+            ended = [self._rows[number] for number in self._follower.wait()]
+            for row, matcher in ended:
+                matcher.whole = True
+            self._ended = [row for row, _ in ended]
+            self.matchers = set()
+        return self._ended
+
+
+class Masks:
+    """The masks of a step's answers, made while the engine's thread does something else.
+
+    Where a device computes the step they are made meanwhile, in other threads. Where the processor does it itself, all
+    its cores are at work then; but between two steps only the engine's thread is, and the kernels' other threads move
+    the matchers on and make the masks. Where there are no such threads it is done at once.
+    """
+
+    def __init__(self, slots: int, vocab: int, *, aside: bool) -> None:
+        self.vocab = vocab
+        self._slots = slots
+        self._aside = aside
+        self.matchers: dict[int, Matcher] = {}  # by slot, of those that follow a grammar
+        self._words: Words = np.zeros((slots, 0), dtype=np.int32)  # as wide as the tokenizer is, once that is known
+        self._masks: list[Mask] = []  # by slot
+        self._places = np.full(slots, -1)  # by slot, the row of its words; -1: it has none
+        self._executor: llguidance.LLExecutor | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._filling: Future[None] | None = None
+        self._filled: list[tuple[llguidance.LLMatcher, int]] = []
+        self._moving: Moving | None = None
+
+    def set_slot(self, slot: int, grammar: Startable | None, generated: Sequence[int] = ()) -> None:
+        """Give `slot` to an answer that has generated so much; None: it follows no grammar."""
+        if grammar is None:
+            if self.matchers.pop(slot, None) is not None:
+                self._places[slot] = -1
+            return
+        self.settle()  # what is moving may be what comes back
+        self.matchers[slot] = grammar.start(generated)
+        self._places[slot] = slot
+
+    def begin(self, slots: Collection[int]) -> None:
+        """The masks of these slots will be needed. Until `words` nobody may use their matchers."""
+        here = [slot for slot in slots if slot in self.matchers] if self.matchers else []
+        if not here:
+            return
+        if not self._words.shape[1]:  # most servers never need them
+            self._words = np.zeros((self._slots, self.matchers[here[0]].words), dtype=np.int32)
+            self._masks = [Mask(row) for row in self._words]
+        moving = self._moving.matchers if self._moving is not None else ()
+        self._filled = []
+        for slot in here:
+            matcher = self.matchers[slot]
+            if matcher not in moving or matcher.mask is not self._masks[slot]:
+                self._make(slot, matcher)
+        if self._filled:
+            self._start(self._filled)
+
+    def _make(self, slot: int, matcher: Matcher) -> None:
+        """Make the mask, or have it made."""
+        self.settle()  # one that has left this slot may still be writing to it
+        if matcher.failed:
+            self._words[slot] = 0  # of an answer that cannot go on nothing is allowed
+        elif self._aside:
+            self._filled.append((cast("llguidance.LLMatcher", matcher.parser), slot))
+        else:
+            matcher.keep(self._masks[slot])
+
+    def _start(self, rows: list[tuple[llguidance.LLMatcher, int]]) -> None:
+        if self._executor is None or self._thread is None:
+            self._executor, self._thread = llguidance.LLExecutor(), ThreadPoolExecutor(1, "masks")
+        fill, (at, size) = self._executor.unsafe_compute_mask_ptr, self._masks[0].place
+        self._filling = self._thread.submit(fill, rows, at, size, len(self._words))
+
+    def advance(self, moves: Mapping[int, tuple[int, int]]) -> tuple[list[int], Moving | None]:
+        """Have matchers take the tokens that were chosen: by row, the slot and the token; each slot at most once.
+
+        The rows whose grammars allow nothing after that, if it is known at once; else none, and what will tell.
+        """
+        if not moves:
+            return [], None
+        self.settle()
+        rows = {row: self.matchers[slot] for row, (slot, _) in moves.items()}
+        follower = next(iter(rows.values())).follower
+        places = [
+            (*place, token)
+            for matcher, (_, token) in zip(rows.values(), moves.values(), strict=True)
+            if (place := matcher.place) is not None
+        ]
+        if follower is None or len(places) < len(moves):
+            for row, (_, token) in moves.items():
+                rows[row].advance(token)
+            return [row for row, matcher in rows.items() if matcher.complete], None
+        for matcher in rows.values():
+            matcher.taken += 1
+        self._moving = Moving(follower, rows, places)
+        return [], self._moving
+
+    def settle(self) -> None:
+        """Wait until no matcher is moving any more."""
+        if self._moving is not None:
+            self._moving.ended()
+            self._moving = None
+
+    def words(self) -> Words:
+        """[slots, W]: id i may come next in a slot if bit `i % 32` of word `i // 32` is set. Waits for the masks."""
+        self.settle()
+        if self._filling is not None:
+            self._filling.result()
+            self._filling = None
+            for parser, slot in self._filled:
+                if parser.is_error():
+                    self._words[slot] = 0
+        return self._words
+
+    def rows_of_words(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """For each of these slots the row of `words` that is about it, -1 where it follows no grammar."""
+        return self._places[slots]
+
+    def allowed_flags(self, slot: int) -> NDArray[np.bool_]:
+        """[vocab]: what may come next in a slot, a flag for each id."""
+        bits = np.unpackbits(self.words()[slot].view(np.uint8), bitorder="little")[: self.vocab].view(np.bool_)
+        flags = np.zeros(self.vocab, dtype=np.bool_)  # rows of the network that have no token stay out
+        flags[: len(bits)] = bits
+        return flags

@@ -1,0 +1,195 @@
+"""Masks of several answers at once, made by whoever has nothing to do, and parsers that are moved on meanwhile."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leokernels import native
+from leoserve.model import nativeparsers
+from leoserve.model.grammar import CompiledGrammar, Grammars
+from leoserve.model.masks import Masks
+from leoserve.model.nativeparsers import NativeParsers, parsers_for
+from leoserve.model.parsers import MAX_FORCED, PackagedParsers, Spelling
+from leoserve.model.step import Grammar
+from tests.model.test_grammar import CASES, ENDS, PIECES, TABLE, VOCAB, allowed, compiled
+
+SOURCES = ["(ja|nein){1,9}", "[a-z]{2,7}", "x(y|z)*", "a"]
+
+pytestmark = pytest.mark.skipif(native.missing() is not None, reason="the native library is missing")
+
+
+@pytest.fixture(params=[1, 2, 5])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    native.use_threads(request.param)
+    yield request.param
+    native.use_threads(None)
+
+
+def followed() -> Grammars:
+    return Grammars(TABLE, NativeParsers)
+
+
+@pytest.fixture(scope="module")
+def grammars() -> Grammars:
+    return followed()
+
+
+def regex(grammars: Grammars, source: str) -> CompiledGrammar:
+    return grammars.compile(Grammar("regex", source, "field"))
+
+
+def ids(masks: Masks, slot: int) -> list[int]:
+    return np.flatnonzero(masks.allowed_flags(slot)).tolist()
+
+
+def test_llguidance_has_its_c_functions_here() -> None:
+    """A version that lacks them works, but an answer that follows a grammar then holds up the others of its step."""
+    assert nativeparsers.functions() is not None
+    assert parsers_for("cpu") is NativeParsers
+    assert parsers_for("cuda") is PackagedParsers
+
+
+def test_without_its_c_functions_the_packaged_classes_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(nativeparsers._SIGNATURES, "no_such_function", (None, []))
+    nativeparsers.functions.cache_clear()
+    try:
+        assert parsers_for("cpu") is PackagedParsers
+        with pytest.raises(RuntimeError, match="cannot be used here"):
+            followed()
+    finally:
+        monkeypatch.undo()
+        nativeparsers.functions.cache_clear()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case["refused"]], ids=lambda case: case["name"])
+def test_both_kinds_of_parsers_allow_the_same(case: dict[str, object], grammars: Grammars) -> None:
+    packaged = compiled("json_schema", case["schema"])
+    own = grammars.compile(Grammar("json_schema", json.dumps(case["schema"]), "field"))
+    draw, left, right = random.Random(str(case["name"])), packaged.start(), own.start()
+    for _ in range(50):
+        may = allowed(left)
+        assert allowed(right) == may
+        token = draw.choice(may)
+        left.advance(token)
+        right.advance(token)
+        assert (right.complete, right.failed) == (left.complete, left.failed)
+        if left.complete or token in ENDS:
+            return
+
+
+def test_a_parser_that_fails_says_the_same_whatever_its_kind() -> None:
+    source = Grammar("grammar", "start: " + '("a"? "b"? "c"?)' * 3000, "field")
+    packaged, own = (grammars.compile(source).start() for grammars in (Grammars(TABLE), followed()))
+    assert allowed(packaged) == allowed(own) == []
+    assert packaged.error == own.error is not None
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=80) | st.text("größe\"':, {}[]12-aietrue", max_size=300))
+def test_text_is_spelled_alike(text: str) -> None:
+    spelling, data = Spelling(TABLE), text.encode()
+    control = set(spelling.special_token_ids)
+    speller = native.Speller([b"" if n in control else each for n, each in enumerate(spelling.tokens)], MAX_FORCED)
+    assert speller(data) == spelling(data)
+
+
+@pytest.mark.usefixtures("threads")
+def test_answers_move_on_as_if_each_were_alone() -> None:
+    """Random answers of several grammars in slots that come and go; each mask and each end as without a follower."""
+    grammars, slots = followed(), 9
+    own = [regex(grammars, source) for source in SOURCES]
+    truth = [compiled("regex", source) for source in SOURCES]
+    masks, draw = Masks(slots, VOCAB, aside=False), random.Random(7)
+    alone = {}
+    for _ in range(60):
+        for slot in range(slots):
+            if slot not in alone and draw.random() < 0.5:
+                which = draw.randrange(len(SOURCES))
+                masks.set_slot(slot, own[which].answer())
+                alone[slot] = truth[which].start()
+        here = [slot for slot in alone if draw.random() < 0.8]  # others sit a step out
+        masks.begin(here)
+        moves = {}
+        for row, slot in enumerate(here):
+            may = ids(masks, slot)
+            assert may == allowed(alone[slot])
+            moves[row] = slot, draw.choice(may)
+        complete, moving = masks.advance(moves)
+        assert complete == []
+        ended = set(moving.ended()) if moving is not None and draw.random() < 0.5 else None
+        for row, (slot, token) in moves.items():
+            alone[slot].advance(token)
+            if alone[slot].complete:
+                del alone[slot]
+                if draw.random() < 0.5:
+                    masks.set_slot(slot, None)
+                assert ended is None or row in ended
+            else:
+                assert ended is None or row not in ended
+    masks.settle()
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_slot_s_mask_is_its_new_answer_s_while_its_old_one_still_moves() -> None:
+    grammars = followed()
+    masks = Masks(2, VOCAB, aside=False)
+    for _ in range(200):
+        masks.set_slot(1, regex(grammars, "[a-f]+").answer())
+        masks.begin([1])
+        assert [PIECES[token] for token in ids(masks, 1)][:2] == [b"a", b"b"]
+        masks.advance({0: (1, PIECES.index(b"a"))})
+        masks.set_slot(1, regex(grammars, "7").answer())  # nobody has waited for the other's mask
+        masks.begin([1])
+        assert [PIECES[token] for token in ids(masks, 1)] == [b"7"]
+
+
+@pytest.mark.usefixtures("threads")
+def test_an_answer_comes_back_where_it_stood_and_its_parser_is_not_led_there_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = regex(followed(), "abcdef?").answer()
+    masks = Masks(3, VOCAB, aside=False)
+    masks.set_slot(0, answer)
+    tokens = [PIECES.index(letter) for letter in (b"a", b"b", b"c")]
+    for token in tokens:
+        masks.begin([0])
+        assert ids(masks, 0) == [token]
+        masks.advance({0: (0, token)})
+
+    def never(self: CompiledGrammar, generated: object = ()) -> object:
+        raise AssertionError("led there again")
+
+    monkeypatch.setattr(CompiledGrammar, "start", never)
+    masks.set_slot(2, answer, tokens)  # while its last token is under way
+    monkeypatch.undo()
+    masks.begin([2])
+    assert ids(masks, 2) == [PIECES.index(b"d")]
+    masks.set_slot(1, answer, tokens[:2])  # what was generated is not what it has taken: from the beginning
+    masks.begin([1])
+    assert ids(masks, 1) == [PIECES.index(b"c")]
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_parser_that_cannot_go_on_allows_nothing_and_holds_up_no_other() -> None:
+    grammars, masks = followed(), Masks(2, VOCAB, aside=False)
+    masks.set_slot(0, grammars.compile(Grammar("regex", "b[0-9]+", "field")))
+    masks.set_slot(1, grammars.compile(Grammar("regex", "[a-z]+", "field")))
+    masks.begin([0, 1])
+    letter = PIECES.index(b"b")
+    _, moving = masks.advance({0: (0, letter), 1: (1, letter)})
+    masks.begin([0, 1])
+    _, moving = masks.advance({0: (0, letter), 1: (1, letter)})  # no digit: as if the parser had got lost
+    assert moving is not None
+    assert moving.ended() == []
+    masks.begin([0, 1])
+    assert ids(masks, 0) == []
+    assert masks.matchers[0].error is not None
+    assert letter in ids(masks, 1)
+    assert masks.matchers[1].error is None
