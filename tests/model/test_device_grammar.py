@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from leokernels.triton.state import SamplingState
 from leoserve.engine.loop import Constrained
 from leoserve.engine.request import Request, SamplingParams
 from leoserve.model.grammar import CompiledGrammar, Grammars
+from leoserve.model.nativeparsers import parsers_for
+from leoserve.model.parsers import PackagedParsers, Parsers, Spelling
 from leoserve.model.step import Grammar, TokenTable
 from tests.checkpoints import write_checkpoint
 from tests.model.test_device import VOCAB, Engine, Late, device_runner, host_runner, prompts, replayed
@@ -20,6 +24,7 @@ END = 2
 PIECES = [b"", b"", b"", *(bytes([97 + token % 26]) for token in range(3, VOCAB))]  # a letter each, many times over
 DATE = Grammar("regex", "(mo|di|mi|do|fr)tag[a-f]{2,4}", "response_format")
 LONG = Grammar("regex", "x[a-z]{30}", "response_format")
+SHORT = Grammar("regex", "(aus|bis|mit)", "response_format")
 
 
 @pytest.fixture(scope="module")
@@ -27,31 +32,44 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("7b"), "7b", dtype=torch.float32)
 
 
-def compiled(grammar: Grammar) -> CompiledGrammar:
-    return Grammars(TokenTable(PIECES, [0, 1, END], [END])).compile(grammar)
+def compiled(grammar: Grammar, parsers: Callable[[Spelling], Parsers] = PackagedParsers) -> CompiledGrammar:
+    return Grammars(TokenTable(PIECES, [0, 1, END], [END]), parsers).compile(grammar)
 
 
 def text(tokens: list[int]) -> str:
     return b"".join(PIECES[token] for token in tokens).decode()
 
 
-def answers(
-    runner: object, grammars: list[Grammar | None], *, ahead: int, blocks: int = 24, **params: object
-) -> list[list[int]]:
+def answers(runner: object, grammars: list[Grammar | None], **options: Any) -> list[list[int]]:
     """Tokens of a prompt for each of these, all together; every third or so has no grammar."""
+    return [tokens for tokens, _ in ended(runner, grammars, **options)]
+
+
+def ended(
+    runner: object,
+    grammars: list[Grammar | None],
+    *,
+    ahead: int,
+    blocks: int = 24,
+    parsers: Callable[[Spelling], Parsers] = PackagedParsers,
+    **params: object,
+) -> list[tuple[list[int], str | None]]:
+    """The same, with the reasons of their ends."""
     engine = Engine(runner, ahead=ahead, blocks=blocks)
     for number, (prompt, grammar) in enumerate(zip(prompts(len(grammars)), grammars, strict=True)):
         settings = {"max_tokens": 12, "stop_token_ids": (END,), "seed": number} | params
         sampling = SamplingParams(grammar=grammar, **settings)  # type: ignore[arg-type]
         request = Request(request_id=f"r{number}", prompt=prompt, params=sampling, arrival=float(number))
         assert engine.loop.scheduler.admission.admit(request) is None
-        engine.loop.submit(request if grammar is None else Constrained(request, compiled(grammar)))
+        engine.loop.submit(request if grammar is None else Constrained(request, compiled(grammar, parsers)))
     engine.loop.receive()
     while engine.loop.step():
         engine.loop.scheduler.check()
     found = [engine.sent[f"r{number}", 0] for number in range(len(grammars))]
     assert all(output.error is None for outputs in found for output in outputs)
-    return [[token for output in outputs for token in output.token_ids] for outputs in found]
+    return [
+        ([token for output in outputs for token in output.token_ids], outputs[-1].finish_reason) for outputs in found
+    ]
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -68,6 +86,21 @@ def test_greedy_answers_follow_their_grammars_and_are_the_plain_runners(
     assert re.fullmatch(DATE.source, text(expected[0]))
     assert re.fullmatch("x[a-z]{11}", text(expected[2]))  # cut by max_tokens
     assert not re.fullmatch(DATE.source, text(expected[1]))
+
+
+@pytest.mark.parametrize("blocks", [24, 5])  # few: answers are preempted, and come back
+@pytest.mark.parametrize(
+    "params", [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 2.0, "logprobs": 1}, {"max_tokens": 5}]
+)
+def test_the_plain_runner_s_idle_threads_move_parsers_to_the_same_ends(
+    folder: Path, params: dict[str, Any], blocks: int
+) -> None:
+    grammars = [DATE, None, LONG, SHORT, DATE, SHORT]
+    expected = ended(host_runner(folder), grammars, ahead=0, blocks=blocks, **params)
+    found = ended(host_runner(folder), grammars, ahead=0, blocks=blocks, parsers=parsers_for("cpu"), **params)
+    assert found == expected
+    assert (len(found[3][0]), found[3][1]) == (3, "stop")
+    assert {reason for _, reason in found} >= {"stop", "length"}
 
 
 def test_draws_of_rows_without_a_grammar_are_as_if_no_other_row_had_one(folder: Path) -> None:
