@@ -84,6 +84,14 @@ def test_both_kinds_of_parsers_allow_the_same(case: dict[str, object], grammars:
             return
 
 
+@pytest.mark.parametrize("source", ["", "a"])
+def test_one_that_can_only_end_is_let_end(source: str, grammars: Grammars) -> None:
+    for grammar in (compiled("regex", source), regex(grammars, source)):
+        matcher = grammar.start([PIECES.index(letter.encode()) for letter in source])
+        assert set(allowed(matcher)) == ENDS
+        assert matcher.complete or not source
+
+
 def test_a_parser_that_fails_says_the_same_whatever_its_kind() -> None:
     source = Grammar("grammar", "start: " + '("a"? "b"? "c"?)' * 3000, "field")
     packaged, own = (grammars.compile(source).start() for grammars in (Grammars(TABLE), followed()))

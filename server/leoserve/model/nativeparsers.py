@@ -128,8 +128,8 @@ class NativeParser:
 
     def unsafe_compute_mask_ptr(self, address: int, size: int) -> None:
         allowed = self._allowed()
-        if allowed.sample_mask:
-            ctypes.memmove(address, allowed.sample_mask, size)
+        if allowed.sample_mask or allowed.is_stop:
+            ctypes.memmove(address, allowed.sample_mask or self._maker.ends_alone, size)
 
     def _allowed(self) -> _Allowed:
         """What may come next. Once nothing may, it must not be asked again."""
@@ -174,6 +174,9 @@ class NativeParsers:
         if found is None:
             raise RuntimeError("llguidance's C functions cannot be used here")
         self._found = found
+        flags = np.zeros(-(-len(spelling.tokens) // 32) * 32, dtype=np.bool_)
+        flags[spelling.ends] = True
+        self.ends_alone = np.packbits(flags, bitorder="little").tobytes()  # the mask of one that can only end
         control = set(spelling.special_token_ids)
         text = [b"" if number in control else piece for number, piece in enumerate(spelling.tokens)]
         self._speller = native.Speller(text, MAX_FORCED)
