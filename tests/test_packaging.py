@@ -16,12 +16,14 @@ from tests.conftest import PATIENCE, ROOT
 PACKAGES = {"leoserve": "server", "leokernels": "kernels", "leobench": "bench"}
 MOST_BYTES = 20 << 20
 
+pytestmark = pytest.mark.timeout(1200)  # the first test compiles the CPU's kernels
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     folder = tmp_path_factory.mktemp("wheel")
     command = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=3 * PATIENCE)
     assert done.returncode == 0, done.stderr
     (path,) = folder.iterdir()
     return zipfile.ZipFile(path)

@@ -19,7 +19,7 @@ from tests.conftest import PATIENCE, Serve, Server
 from .answers import events, streamed_choices, whole_choices
 
 MODEL = "leo"
-PLACES, REQUESTS, TOKENS = 8, 40, 300
+PLACES, REQUESTS, TOKENS = 8, 40, 500
 STALL = 2.0  # seconds
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 
@@ -93,6 +93,7 @@ async def test_all_that_was_asked_before_the_signal_is_answered_and_nothing_afte
 
         async def admitted() -> bool:
             """All choices run, wait or have ended, and some wait."""
+            assert not all(task.done() for task in asked), "the answers have to be longer than asking for them takes"
             told = await gauges(http)
             ended = told['leoserve_requests_finished_total{reason="length"}']
             running, waiting = told["leoserve_requests_running"], told["leoserve_requests_waiting"]
