@@ -30,7 +30,7 @@ class Moving:
         """The rows after whose tokens nothing can follow. Waits until the masks are made."""
         if self._ended is None:
             ended = [self._rows[number] for number in self._follower.wait()]
-            for row, matcher in ended:
+            for _, matcher in ended:
                 matcher.whole = True
             self._ended = [row for row, _ in ended]
             self.matchers = set()
