@@ -128,12 +128,12 @@ def test_answers_move_on_as_if_each_were_alone() -> None:
         for row, slot in enumerate(here):
             may = ids(masks, slot)
             assert may == allowed(alone[slot])
-            moves[row] = slot, draw.choice(may)
-        complete, moving = masks.advance(moves)
+            moves[row] = draw.choice(may)
+        complete, moving = masks.advance(here, moves)
         assert complete == []
         ended = set(moving.ended()) if moving is not None and draw.random() < 0.5 else None
-        for row, (slot, token) in moves.items():
-            alone[slot].advance(token)
+        for row, slot in enumerate(here):
+            alone[slot].advance(moves[row])
             if alone[slot].complete:
                 del alone[slot]
                 if draw.random() < 0.5:
@@ -152,7 +152,7 @@ def test_a_slot_s_mask_is_its_new_answer_s_while_its_old_one_still_moves() -> No
         masks.set_slot(1, regex(grammars, "[a-f]+").answer())
         masks.begin([1])
         assert [PIECES[token] for token in ids(masks, 1)][:2] == [b"a", b"b"]
-        masks.advance({0: (1, PIECES.index(b"a"))})
+        masks.advance([1], {0: PIECES.index(b"a")})
         masks.set_slot(1, regex(grammars, "7").answer())  # nobody has waited for the other's mask
         masks.begin([1])
         assert [PIECES[token] for token in ids(masks, 1)] == [b"7"]
@@ -169,7 +169,7 @@ def test_an_answer_comes_back_where_it_stood_and_its_parser_is_not_led_there_aga
     for token in tokens:
         masks.begin([0])
         assert ids(masks, 0) == [token]
-        masks.advance({0: (0, token)})
+        masks.advance([0], {0: token})
 
     def never(self: CompiledGrammar, generated: object = ()) -> object:
         raise AssertionError("led there again")
@@ -191,9 +191,9 @@ def test_a_parser_that_cannot_go_on_allows_nothing_and_holds_up_no_other() -> No
     masks.set_slot(1, grammars.compile(Grammar("regex", "[a-z]+", "field")))
     masks.begin([0, 1])
     letter = PIECES.index(b"b")
-    _, moving = masks.advance({0: (0, letter), 1: (1, letter)})
+    _, moving = masks.advance([0, 1], {0: letter, 1: letter})
     masks.begin([0, 1])
-    _, moving = masks.advance({0: (0, letter), 1: (1, letter)})  # no digit: as if the parser had got lost
+    _, moving = masks.advance([0, 1], {0: letter, 1: letter})  # no digit: as if the parser had got lost
     assert moving is not None
     assert moving.ended() == []
     masks.begin([0, 1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import cast
 
@@ -53,6 +53,9 @@ class Masks:
         self._words: Words = np.zeros((slots, 0), dtype=np.int32)  # as wide as the tokenizer is, once that is known
         self._masks: list[Mask] = []  # by slot
         self._places = np.full(slots, -1)  # by slot, the row of its words; -1: it has none
+        self._step: Sequence[int] = ()  # the slots that were begun last
+        self._rows: list[int] = []  # of these, which follow a grammar
+        self._are_made = False  # or on their way, the masks of these
         self._executor: llguidance.LLExecutor | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._filling: Future[None] | None = None
@@ -61,6 +64,7 @@ class Masks:
 
     def set_slot(self, slot: int, grammar: Startable | None, generated: Sequence[int] = ()) -> None:
         """Give `slot` to an answer that has generated so much; None: it follows no grammar."""
+        self._step, self._are_made = (), False
         if grammar is None:
             if self.matchers.pop(slot, None) is not None:
                 self._places[slot] = -1
@@ -69,10 +73,17 @@ class Masks:
         self.matchers[slot] = grammar.start(generated)
         self._places[slot] = slot
 
-    def begin(self, slots: Collection[int]) -> None:
+    def rows(self, slots: Sequence[int]) -> list[int]:
+        """The places in `slots` of those that follow a grammar."""
+        if slots != self._step:  # as a rule they are those of the step before
+            self._step, self._are_made = slots, False
+            self._rows = [row for row, slot in enumerate(slots) if slot in self.matchers] if self.matchers else []
+        return self._rows
+
+    def begin(self, slots: Sequence[int]) -> None:
         """The masks of these slots will be needed. Until `words` nobody may use their matchers."""
-        here = [slot for slot in slots if slot in self.matchers] if self.matchers else []
-        if not here:
+        here = [slots[row] for row in self.rows(slots)] if self.matchers else []
+        if not here or self._are_made:
             return
         if not self._words.shape[1]:  # most servers never need them
             self._words = np.zeros((self._slots, self.matchers[here[0]].words), dtype=np.int32)
@@ -85,6 +96,7 @@ class Masks:
                 self._make(slot, matcher)
         if self._filled:
             self._start(self._filled)
+        self._are_made = not self._aside
 
     def _make(self, slot: int, matcher: Matcher) -> None:
         """Make the mask, or have it made."""
@@ -102,24 +114,22 @@ class Masks:
         fill, (at, size) = self._executor.unsafe_compute_mask_ptr, self._masks[0].place
         self._filling = self._thread.submit(fill, rows, at, size, len(self._words))
 
-    def advance(self, moves: Mapping[int, tuple[int, int]]) -> tuple[list[int], Moving | None]:
-        """Have matchers take the tokens that were chosen: by row, the slot and the token; each slot at most once.
+    def advance(self, slots: Sequence[int], tokens: Mapping[int, int]) -> tuple[list[int], Moving | None]:
+        """Have the matchers of these slots take the tokens that were chosen, by row; others of the step have failed.
 
         The rows whose grammars allow nothing after that, if it is known at once; else none, and what will tell.
         """
-        if not moves:
-            return [], None
         self.settle()
-        rows = {row: self.matchers[slot] for row, (slot, _) in moves.items()}
-        follower = next(iter(rows.values())).follower
-        places = [
-            (*place, token)
-            for matcher, (_, token) in zip(rows.values(), moves.values(), strict=True)
-            if (place := matcher.place) is not None
-        ]
-        if follower is None or len(places) < len(moves):
-            for row, (_, token) in moves.items():
-                rows[row].advance(token)
+        self._are_made &= len(tokens) == len(self._rows)
+        rows, places, follower = {}, [], None
+        for row, token in tokens.items():
+            rows[row] = matcher = self.matchers[slots[row]]
+            if matcher.place is not None:
+                places.append((*matcher.place, token))
+                follower = matcher.follower
+        if follower is None or len(places) < len(rows):
+            for row, matcher in rows.items():
+                matcher.advance(tokens[row])
             return [row for row, matcher in rows.items() if matcher.complete], None
         for matcher in rows.values():
             matcher.taken += 1

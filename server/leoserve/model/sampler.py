@@ -161,7 +161,7 @@ class Sampler:
         asked = _rows_in(self._logprobs, slots)
         raw = RawRows(logits[asked]) if asked else None
         edits = [(row, self._edits[slots[row]]) for row in _rows_in(self._edits, slots)]
-        masked = _rows_in(self._masks.matchers, slots)
+        masked = self._masks.rows(slots)
         if edits:
             apply_edits(logits, edits)
         if self._natively:
@@ -187,7 +187,7 @@ class Sampler:
         for row in _failures(failed):
             token_ids[row] = self._any_id
             logprobs[row] = None
-        told = self._masks.advance(self._moves(masked, slots, token_ids, failed)) if masked else ()
+        told = self._masks.advance(slots, self._moves(masked, slots, token_ids, failed)) if masked else ()
         for row, edit in edits:
             if failed[row] is None:
                 edit.add(token_ids[row])
@@ -218,12 +218,12 @@ class Sampler:
 
     def _moves(
         self, masked: list[int], slots: list[int], token_ids: list[int], failed: list[str | None]
-    ) -> dict[int, tuple[int, int]]:
-        """Of the rows that follow a grammar, which go on: slot and token. Where one does not, `failed` says why."""
+    ) -> dict[int, int]:
+        """Of the rows that follow a grammar, which go on, and their tokens. Where one does not, `failed` says why."""
         moves = {}
         for row in masked:
             if failed[row] is None:
-                moves[row] = slots[row], token_ids[row]
+                moves[row] = token_ids[row]
             elif (why := self._masks.matchers[slots[row]].error) is not None:
                 failed[row] = f"{GRAMMAR_FAILED}: {why}"
         return moves
