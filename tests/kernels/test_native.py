@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +19,13 @@ from leokernels import fused, native, new_cache
 from leokernels.native import Packed, build, loading, memory
 from leokernels.native.loading import Processor, variant_of
 
+from .variants import AVX512
+
 CPU = torch.device("cpu")
-AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "avx2"})
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(autouse=True, params=sorted({name for names in build.VARIANTS.values() for name in names}))
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Each variant that was compiled and that this processor can run."""
-    runs = {"avx512pairs": AVX512 | {"avx512_bf16"}, "avx512": AVX512, "avx2": {"avx2", "fma"}, "base": {"asimd"}}
-    if not runs[request.param] <= loading.processor().flags:
-        pytest.skip(f"this processor cannot run {request.param}")
-    caches = (loading.missing, loading.library, loading.pool_of)
-    monkeypatch.setattr(loading, "variant", lambda: request.param)
-    for each in caches:
-        each.cache_clear()
-    why = native.missing()
-    if why is not None:
-        pytest.skip(why)
-    yield request.param
-    for each in caches:
-        each.cache_clear()
-
-
-@pytest.fixture(params=[1, 2, 5])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    native.use_threads(request.param)
-    yield request.param
-    native.use_threads(None)
+pytestmark = pytest.mark.usefixtures("library")
 
 
 def drawn(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -> Tensor:

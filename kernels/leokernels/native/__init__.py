@@ -13,7 +13,7 @@ from leokernels.native.following import Follower, Speller
 from leokernels.native.layer import Packed, attention, rms_norm, rope_and_cache, silu_and_mul
 from leokernels.native.loading import KINDS, has_matrix_units, missing, use_threads
 from leokernels.native.network import LayerWeights, Network
-from leokernels.native.sampling import choose, mask
+from leokernels.native.sampling import Limits, choose, mask
 
 HEAD_DIMS = tuple(range(32, 257, 32))
 BLOCK_MULTIPLE = 16
@@ -24,6 +24,7 @@ __all__ = [
     "KINDS",
     "Follower",
     "LayerWeights",
+    "Limits",
     "Network",
     "Packed",
     "Speller",

@@ -3,7 +3,7 @@
 
 extern "C" {
 
-int leo_version(void) { return 7; }
+int leo_version(void) { return 8; }
 void* leo_pool_new(int threads) { return new Pool(threads); }
 void leo_pool_delete(void* pool) { delete (Pool*)pool; }
 

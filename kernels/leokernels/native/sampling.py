@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from leokernels.native.loading import library, pool
 
-_CHOICE = struct.Struct("@7P3q")  # LeoChoice of leonative.h
+_CHOICE = struct.Struct("@10P3q")  # LeoChoice of leonative.h
 
 
 def mask(logits: Tensor, rows: NDArray[np.int64], slots: NDArray[np.int64], words: NDArray[np.int32]) -> None:
@@ -37,16 +38,29 @@ def _check_words(words: NDArray[np.int32]) -> None:
         raise ValueError("native masks are int32, without gaps")
 
 
+class Limits(NamedTuple):
+    """What draws are limited to, row by row; each [R]."""
+
+    top_k: NDArray[np.int64]  # from 1 on; the vocabulary's size, or more, is no limit
+    top_p: NDArray[np.float64]  # 1 is no limit
+    min_p: NDArray[np.float64]  # up to 1; 0 is no limit
+
+
 def choose(
     logits: Tensor,
     temperatures: NDArray[np.float32],
     uniforms: NDArray[np.float64],
     masks: tuple[NDArray[np.int64], NDArray[np.int32]] | None = None,
+    limits: Limits | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The largest of each row of logits [R, V] float32, NaN where one is, and the id that is chosen; both [R].
 
     Where the temperature [R] is 0, the lowest id of the largest logit. Else a draw: softmax at the temperature, and the
     first id whose cumulative weight, in the order of ids, exceeds uniform * total; one of weight 0 is never drawn.
+    Of a row with limits, min_p keeps what is at least min_p times as likely as the most likely, then top_k the k most
+    likely, then top_p the fewest that have at least top_p of the mass that is left by then, and always one; the larger
+    logit first, and among equal ones the lower id.
+
     Without a meaning where the largest is not finite. `masks`: [R] the row of a row's words, or -1, and the words
     [slots, W] as in `mask`. Raises ValueError for arrays of another kind.
     """
@@ -63,8 +77,15 @@ def choose(
         if len(places) != rows or places.max(initial=-1) >= len(masks[1]):
             raise ValueError(f"each of {rows} rows takes one of {len(masks[1])} masks, or none")
         slots, words, size = places.ctypes.data, masks[1].ctypes.data, masks[1].shape[1]
+    top_k, top_p, min_p = 0, 0, 0
+    if limits is not None:
+        first = np.ascontiguousarray(limits.top_k, dtype=np.int64)
+        shares = np.ascontiguousarray(limits.top_p, dtype=np.float64), np.ascontiguousarray(limits.min_p, np.float64)
+        if not len(first) == len(shares[0]) == len(shares[1]) == rows or first.min(initial=1) < 1:
+            raise ValueError(f"{rows} rows take as many limits, and a top_k of 1 or more")
+        top_k, top_p, min_p = first.ctypes.data, shares[0].ctypes.data, shares[1].ctypes.data
     peaks, ids = np.empty(rows, dtype=np.float32), np.empty(rows, dtype=np.int64)
-    given = (logits.data_ptr(), temperatures.ctypes.data, uniforms.ctypes.data, slots, words)
+    given = (logits.data_ptr(), temperatures.ctypes.data, uniforms.ctypes.data, top_k, top_p, min_p, slots, words)
     job = _CHOICE.pack(*given, peaks.ctypes.data, ids.ctypes.data, rows, columns, size)
     library().choose(pool(), job)
     return peaks, ids

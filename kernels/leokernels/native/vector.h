@@ -254,3 +254,22 @@ static inline Floats exponential_down(Floats x) {
     return x != x ? x : result;
 #endif
 }
+
+// 2 to the power of scale * x, for x of 0 or less from `least` on, below which it is 0; -125 is the least product. From
+// processors that add to a product with one rounding the same bits, however wide their vectors are.
+static inline Floats power_of_two_down(Floats x, Floats scale, Floats least) {
+    const Floats shifted = fma(x, scale, all(12582912.0f));  // the nearest integer in the lowest bits
+    const Floats r = fma(x, scale, all(12582912.0f) - shifted);
+    Floats y = fma(all(1.3264727213633178e-3f), r, all(9.671512812493315e-3f));  // Chebyshev's, within 9.2e-8
+    y = fma(y, r, all(5.550733744824849e-2f));
+    y = fma(y, r, all(2.4022242082677484e-1f));
+    y = fma(y, r, all(6.931469775973307e-1f));
+    y = fma(y, r, all(1.0f));
+    const Words power = same_bits<Words>(shifted) << 23;
+#if LANES == 16
+    const __mmask16 lanes = _mm512_cmp_ps_mask((__m512)x, (__m512)least, _CMP_GE_OQ);
+    return (Floats)_mm512_maskz_add_epi32(lanes, (__m512i)y, (__m512i)power);
+#else
+    return x >= least ? same_bits<Floats>(same_bits<Words>(y) + power) : all(0.0f);
+#endif
+}

@@ -6,7 +6,7 @@ Order of processing, vLLM's, since its users' settings should mean the same here
 2. the grammar, allowed_token_ids, bad_words, min_tokens, logit_bias, penalties (edits.py); what is greedy then takes
    the maximum;
 3. temperature;
-4. min_p, top_k, top_p, each over what the one before left (truncation.py). transformers has min_p last: since it is
+4. min_p, top_k, top_p, each over what the one before left (draws.py). transformers has min_p last: since it is
    relative to the most likely token, which all of them keep, only the mass that top_p is a share of differs;
 5. one uniform number a row from (seed, choice, position) (noise.py), and the inverse of the cumulative distribution in
    the order of ids.
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,18 +25,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leokernels import native
-from leoserve.model.edits import Edits, Ids, apply_edits, apply_masks
+from leoserve.model.draws import Draws
+from leoserve.model.edits import Edits, apply_edits, apply_masks
 from leoserve.model.logprobs import RawRows
 from leoserve.model.masks import Masks, Moving, Startable
-from leoserve.model.noise import Noise
 from leoserve.model.step import ErrorKind, Result, RowResult, SamplingParams, TokenLogprobs
-from leoserve.model.truncation import Truncation, argmax, draw
+from leoserve.model.truncation import argmax
 
-# Below this a temperature is greedy, as in vLLM: the division would leave float32's range.
-GREEDY_BELOW = 1e-5
 # No logit of a working model comes near it, and divided by the smallest temperature it is still a float32.
 TOO_LARGE = 1e30
-GREEDY, PLAIN, TRUNCATED = 0, 1, 2
 
 GRAMMAR_FAILED = "its grammar is too much work"
 NOT_FINITE = "the model's logits are not finite"
@@ -93,14 +89,7 @@ class Sampler:
         self._dead = Dead(~alive, self.device)
         self._any_id = int(alive.nonzero()[0])
         self._natively = self.device.type == "cpu" and native.missing() is None
-        self._kind = np.zeros(max_slots, dtype=np.int64)
-        self._temperature = np.ones(max_slots, dtype=np.float32)
-        self._top_k = np.zeros(max_slots, dtype=np.int64)
-        self._top_p = np.ones(max_slots, dtype=np.float64)
-        self._min_p = np.zeros(max_slots, dtype=np.float64)
-        self._noise = Noise(max_slots)
-        self._plain: set[int] = set()  # slots that are neither greedy nor truncated, where one native call serves them
-        self._drawing: set[int] = set()  # slots that are drawn otherwise
+        self._draws = Draws(max_slots, vocab_size, self.device)
         self._logprobs: dict[int, int] = {}  # by slot, and so are the edits: most slots have neither
         self._prompt_logprobs = [0] * max_slots
         self._edits: dict[int, Edits] = {}
@@ -119,16 +108,7 @@ class Sampler:
 
         `output` are the tokens it has generated so far. What the slot held before is forgotten.
         """
-        kind = self._kind[slot] = self._kind_of(params)
-        self._drawing.discard(slot)
-        self._plain.discard(slot)
-        if kind != GREEDY:
-            (self._plain if kind == PLAIN and self._natively else self._drawing).add(slot)
-        self._temperature[slot] = params.temperature
-        self._top_k[slot] = params.top_k if 0 < params.top_k < self.vocab else self.vocab
-        self._top_p[slot] = params.top_p
-        self._min_p[slot] = params.min_p
-        self._noise.set_slot(slot, params.seed, index)
+        self._draws.set_slot(slot, params, index)
         self._logprobs.pop(slot, None)
         if params.logprobs is not None:
             self._logprobs[slot] = params.logprobs
@@ -138,12 +118,6 @@ class Sampler:
         edits = Edits.of(params, prompt, output, self.vocab)
         if edits is not None:
             self._edits[slot] = edits
-
-    def _kind_of(self, params: SamplingParams) -> int:
-        if params.temperature < GREEDY_BELOW or params.top_k == 1 or params.top_p <= 0:
-            return GREEDY
-        cut = 0 < params.top_k < self.vocab or params.top_p < 1 or params.min_p > 0
-        return TRUNCATED if cut else PLAIN
 
     def begin(self, slots: Sequence[int]) -> None:
         """`sample` will follow for these slots: what their grammars allow can be found out meanwhile."""
@@ -165,16 +139,15 @@ class Sampler:
         if edits:
             apply_edits(logits, edits)
         if self._natively:
-            peaks, tokens = self._choose(logits, slots, positions, masked)
+            masks = (self._masks.rows_of_words(np.array(slots)), self._masks.words()) if masked else None
+            peaks, tokens = self._draws.choose(logits, slots, positions, masks)
         else:
             apply_masks(logits, [(row, slots[row]) for row in masked], self._masks)
             peak, tokens = argmax(logits)
             peaks = peak.cpu().numpy()
         failed = self._check(logits, peaks, {*masked, *(row for row, _ in edits)})
-        rows = _rows_in(self._drawing, slots)
-        if rows:
-            where = np.array([positions[row] for row in rows])
-            self._draw(logits, tokens, np.array(rows), np.array([slots[row] for row in rows]), where)
+        if not self._natively:
+            self._draws.replace(tokens, logits, slots, positions)
 
         logprobs: list[TokenLogprobs | None] = [None] * len(slots)
         if raw is not None:
@@ -192,29 +165,6 @@ class Sampler:
             if failed[row] is None:
                 edit.add(token_ids[row])
         return Sampled(token_ids, logprobs, failed, *told)
-
-    def _choose(
-        self, logits: Tensor, slots: list[int], positions: list[int], masked: list[int]
-    ) -> tuple[NDArray[np.float32], Tensor]:
-        """The largest logits [R], and the tokens [R] of rows that are greedy or drawn from all that is allowed.
-
-        `masked` are the rows that follow a grammar. Those that are truncated then have their masks applied, in place.
-        """
-        temperatures, uniforms = np.zeros(len(slots), dtype=np.float32), np.zeros(len(slots))
-        rows = _rows_in(self._plain, slots)
-        where = np.array(slots)
-        if rows:
-            plain = np.array(rows)
-            temperatures[plain] = self._temperature[where[plain]]
-            uniforms[plain] = self._noise.at(where[plain], np.array(positions)[plain])
-        if not masked:
-            peaks, ids = native.choose(logits, temperatures, uniforms)
-            return peaks, torch.from_numpy(ids)
-        cut = [(row, slots[row]) for row in masked if slots[row] in self._drawing]
-        apply_masks(logits, cut, self._masks)
-        masks = self._masks.rows_of_words(where), self._masks.words()
-        peaks, ids = native.choose(logits, temperatures, uniforms, masks)
-        return peaks, torch.from_numpy(ids)
 
     def _moves(
         self, masked: list[int], slots: list[int], token_ids: list[int], failed: list[str | None]
@@ -252,36 +202,8 @@ class Sampler:
             rows = np.flatnonzero(~(sizes < TOO_LARGE))
             for row in rows.tolist():
                 failed[row] = NOTHING_LEFT if peaks[row] == -np.inf and row in edited else NOT_FINITE
-            logits.index_fill_(0, self._tensor(rows), 0.0)
+            logits.index_fill_(0, torch.from_numpy(rows).to(self.device), 0.0)
         return failed
-
-    def _draw(self, logits: Tensor, tokens: Tensor, rows: Ids, slots: Ids, positions: Ids) -> None:
-        """Overwrite `tokens` [R] in `rows` [S], those still to be drawn; `slots` and `positions` [S] are theirs."""
-        truncated = self._kind[slots] == TRUNCATED
-        uniform = self._noise.at(slots, positions)
-        for group, cut in ((np.flatnonzero(~truncated), False), (np.flatnonzero(truncated), True)):
-            if len(group):
-                probabilities = self._probabilities(logits, rows[group], slots[group])
-                noise = self._tensor(uniform[group])
-                drawn = (
-                    self._truncation(slots[group]).sample(probabilities, noise) if cut else draw(probabilities, noise)
-                )
-                tokens.index_copy_(0, self._tensor(rows[group]), drawn)
-
-    def _probabilities(self, logits: Tensor, rows: Ids, slots: Ids) -> Tensor:
-        """Softmax of the rows at their temperatures, [S, V]."""
-        scores = logits if len(rows) == len(logits) else logits[self._tensor(rows)]
-        temperature = self._temperature[slots]
-        if (temperature != 1).any():
-            scores = scores / self._tensor(temperature)[:, None]
-        return torch.softmax(scores, 1)
-
-    def _truncation(self, slots: Ids) -> Truncation:
-        top_k, top_p, min_p = (self._tensor(values[slots]) for values in (self._top_k, self._top_p, self._min_p))
-        return Truncation(top_k, top_p, min_p, self.vocab)
-
-    def _tensor(self, values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(values).to(self.device)
 
 
 class Dead:
