@@ -4,11 +4,12 @@
 
 Set PYTHONPATH=server:kernels where leoserve is not installed.
 
-So many sequences decode, all greedy or all sampled (temperature 0.8, top_p 0.95), and every step is planned, its batch
-built, its tokens chosen from logits that lie ready, its outputs made, encoded and sent to another process. What is
-counted is CPU time, for that is what a machine with two cores has to share and what another program's load falsifies
-least: of the thread that steps for each part, of the whole process, the socket's thread included, for the total. It is
-the median over rounds, in microseconds a step, and a straight line `fixed + each * sequences` fitted to it.
+So many sequences decode, all greedy, all drawn at temperature 1, of all ids or with top_p 0.9, or all sampled with
+temperature 0.8 and top_p 0.95, and every step is planned, its batch built, its tokens chosen from logits that lie
+ready, its outputs made, encoded and sent to another process. What is counted is CPU time, for that is what a machine
+with two cores has to share and what another program's load falsifies least: of the thread that steps for each part, of
+the whole process, the socket's thread included, for the total. It is the median over rounds, in microseconds a step,
+and a straight line `fixed + each * sequences` fitted to it.
 
 The vocabulary counts, since choosing the largest of V logits reads them all: 4 V bytes a sequence.
 """
@@ -47,7 +48,12 @@ SEQUENCES = [1, 16, 64, 256]
 ROUNDS, STEPS = 7, 30
 PROMPT, LONGEST, BLOCK = 32, 2048, 16
 HIDDEN = 8
-KINDS: dict[str, dict[str, Any]] = {"greedy": {"temperature": 0.0}, "sampled": {"temperature": 0.8, "top_p": 0.95}}
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "drawn": {"temperature": 1.0},
+    "top_p": {"temperature": 1.0, "top_p": 0.9},
+    "sampled": {"temperature": 0.8, "top_p": 0.95},
+}
 PARTS = ("receive", "plan", "batch", "forward", "sample", "complete", "send")
 
 
@@ -185,17 +191,18 @@ def line_through(costs: dict[int, float]) -> dict[str, float]:
 
 def report(line: Line, vocab: int, numbers: list[int]) -> dict[str, Any]:
     """Everything, by kind, part and number of sequences."""
-    found: dict[str, Any] = {}
-    for kind in KINDS:
-        costs: dict[str, dict[int, float]] = defaultdict(dict)
-        for sequences in numbers:
+    costs: dict[str, dict[str, dict[int, float]]] = {kind: defaultdict(dict) for kind in KINDS}
+    for sequences in numbers:  # the kinds in turns: what the machine does beside this changes from minute to minute
+        for kind in KINDS:
             spent = measure(line, sequences, vocab, kind, parts=False) | measure(
                 line, sequences, vocab, kind, parts=True
             )
             for part, value in spent.items():
-                costs[part][sequences] = round(value, 1)
+                costs[kind][part][sequences] = round(value, 1)
             print(f"{kind:8} {sequences:4}  " + "  ".join(f"{part} {value:.0f}" for part, value in spent.items()))
-        found[kind] = {part: {"us": values, "line": line_through(values)} for part, values in costs.items()}
+    found: dict[str, Any] = {}
+    for kind, parts in costs.items():
+        found[kind] = {part: {"us": values, "line": line_through(values)} for part, values in parts.items()}
         print(f"{kind:8} total = {found[kind]['total']['line']}")
     return found
 

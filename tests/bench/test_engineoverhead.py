@@ -19,7 +19,7 @@ def test_every_part_of_a_step_is_counted_and_a_line_goes_through_the_numbers(tmp
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'server'}{os.pathsep}{ROOT / 'kernels'}"}
     subprocess.run([*command, "--out", str(out)], env=environment, check=True, capture_output=True)
     found = json.loads(out.read_text())["vocab"]["64"]
-    assert found.keys() == {"greedy", "sampled"}
+    assert found.keys() == {"greedy", "drawn", "top_p", "sampled"}
     for parts in found.values():
         assert parts.keys() == {"total", "receive", "plan", "batch", "forward", "sample", "complete", "send"}
         for part in parts.values():

@@ -1,7 +1,7 @@
 // What a choice among a row's ids is made of: the row, the weights of a draw, and the draw.
 //
-// Ids are looked at in groups of `WORD`, and sums over them are taken in one order, however wide the vectors are: a row's
-// token is the same in every variant whose fma rounds once.
+// Ids are looked at in groups of `WORD`, and sums over them are taken in one order, however wide the vectors are: a
+// row's token is the same in every variant whose fma rounds once.
 #pragma once
 
 #include "vector.h"
@@ -106,8 +106,8 @@ struct Weights {
     }
 };
 
-// The first place whose cumulative weight exceeds uniform times the total; never one of weight 0. `sums` are the weights
-// of each PIECE, `group(at)` gives those of WORD places. Some place has a weight.
+// The first place whose cumulative weight exceeds uniform times the total; never one of weight 0. `sums` are the
+// weights of each PIECE, `group(at)` gives those of WORD places. Some place has a weight.
 template <class Function>
 static inline long inverse(const std::vector<double>& sums, long pieces, long count, double uniform, Function&& group) {
     double total = 0, before = 0;

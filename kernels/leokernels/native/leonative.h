@@ -71,9 +71,9 @@ typedef struct {
 // For each row of logits [rows, columns] one id: where its temperature is 0 that of the largest logit, the lowest if
 // there are several; else in proportion to exp(logit / temperature) the first whose cumulative weight exceeds uniform,
 // from [0, 1), times the total. An id of weight 0 is never drawn. A row whose slot is not -1 has what leo_mask leaves.
-// Of a row that is drawn the limits leave, one after the other: what is at least min_p times as likely as the most likely;
-// the top_k most likely; the fewest most likely that have at least top_p of the mass that is left by then, and always one.
-// More likely is the larger logit, and among equal ones the lower id.
+// Of a row that is drawn the limits leave, one after the other: what is at least min_p times as likely as the most
+// likely; the top_k most likely; the fewest most likely that have at least top_p of the mass that is left by then, and
+// always one. More likely is the larger logit, and among equal ones the lower id.
 typedef struct {
     const float* logits;        // [rows, columns]
     const float* temperatures;  // [rows]

@@ -1,168 +1,10 @@
-// Selection without sorting. Those ids are collected that can matter, a bound on the logits being known for each limit;
-// what is left of them is found by halving the values that are in question, and the last few are ranked.
+// Selection without sorting: those ids are collected that can matter, since a bound on the logits is known for each limit,
+// and what is kept of them ends at an edge.
 #include "truncation.h"
 
+#include "edge.h"
+
 namespace {
-
-constexpr float LOWEST = -std::numeric_limits<float>::max();
-constexpr int MEANS = 16;  // times that values are halved by their mean; then by their bits, which ends soon in any case
-
-typedef double Doubles __attribute__((vector_size(LANES * 4)));
-typedef float HalfFloats __attribute__((vector_size(LANES * 2)));
-
-inline Doubles widened(HalfFloats x) {
-#if LANES == 16  // the compiler would take four instructions
-    return (Doubles)_mm512_cvtps_pd((__m256)x);
-#elif LANES == 8
-    return (Doubles)_mm256_cvtps_pd((__m128)x);
-#else
-    return __builtin_convertvector(x, Doubles);
-#endif
-}
-
-// Sums of float32 in float64: exact, or nearly.
-struct Sum {
-    Doubles part[2 * PARTS] = {};
-
-    void add(const Group& x) {
-        HalfFloats half[2 * PARTS];
-        std::memcpy(half, &x, sizeof half);
-        for (int number = 0; number < 2 * PARTS; number++) part[number] += widened(half[number]);
-    }
-    double total() const {
-        double lanes[WORD];
-        std::memcpy(lanes, part, sizeof lanes);
-        for (long half = WORD / 2; half; half /= 2)
-            for (long lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
-        return lanes[0];
-    }
-};
-
-// The lanes whose bits are set, one after the other; LANES of `out` may be written. Returns how many they are.
-template <class T, class Vector>
-inline long press(T* out, Vector x, uint32_t bits) {
-    static_assert(sizeof(T) * LANES == sizeof(Vector));
-#if LANES == 16
-    store(out, _mm512_maskz_compress_epi32((__mmask16)bits, (__m512i)x));
-    return __builtin_popcount(bits);
-#else
-    T lanes[LANES];
-    store(lanes, x);
-    long count = 0;
-    for (; bits; bits &= bits - 1) out[count++] = lanes[__builtin_ctz(bits)];
-    return count;
-#endif
-}
-
-// Makes the last group of an array whole.
-inline void fill_up(float* end, float filler) {
-    for (int part = 0; part < PARTS; part++) store(end + part * LANES, all(filler));
-}
-
-// Where a goal is reached, from the largest value down: at the first `equals` of those that have this value.
-struct Edge {
-    float value;
-    long equals;
-};
-
-// How many of weight `unit` bring `above` to the goal, of `count`: one at least. The quotient is rounded, sums decide.
-long needed(double above, double unit, long count, double goal) {
-    double number = std::ceil((goal - above) / unit);
-    if (!(number > 1)) return 1;
-    if (above + (number - 1) * unit >= goal) number--;
-    if (above + number * unit < goal) number++;
-    return (long)std::min(number, (double)count);
-}
-
-// The edge among values that are in question, each with its weight, or with one; those of -INFINITE are not.
-template <bool WEIGHTED>
-struct Question {
-    Scratch& scratch;
-    const float* values;
-    const float* weights;
-    long count;
-    float low, high;   // nothing is less, or larger
-    double above = 0;  // the weight of those that are larger: less than the goal
-
-    // Keep what is at least the pivot, or what is less.
-    void keep(float pivot, bool upper) {
-        float *to_values = scratch.some.data(), *to_weights = scratch.some_weights.data();
-        Floats least = all(INFINITE), most = all(-INFINITE);
-        long kept = 0;
-        for (long at = 0; at < count; at += LANES) {
-            const Floats x = load<Floats>(values + at);
-            const uint32_t larger = at_least(x, all(pivot));
-            const uint32_t lanes = upper ? larger : at_least(x, all(LOWEST)) & ~larger;
-            most = greater(allowed(x, lanes), most);
-            least = smaller(-allowed(-x, lanes), least);
-            if (WEIGHTED) press(to_weights + kept, load<Floats>(weights + at), lanes);
-            kept += press(to_values + kept, x, lanes);
-        }
-        fill_up(to_values + kept, -INFINITE);
-        if (WEIGHTED) fill_up(to_weights + kept, 0);
-        values = to_values, weights = to_weights, count = kept;
-        low = -largest(-least), high = largest(most);
-    }
-
-    double from(float pivot) const {
-        Sum added;
-        long number = 0;
-        for (long at = 0; at < count; at += WORD) {
-            const Group x = group_at(values + at);
-            if (WEIGHTED) {
-                Group weight = group_at(weights + at);
-                for (int part = 0; part < PARTS; part++)
-                    weight.part[part] = x.part[part] >= pivot ? weight.part[part] : all(0.0f);
-                added.add(weight);
-            } else {
-                number += __builtin_popcount(lanes_at_least(x, pivot));
-            }
-        }
-        return WEIGHTED ? added.total() : (double)number;
-    }
-
-    // Less than half of them are on one side as a rule; some on each side always.
-    float pivot(int round) const {
-        float middle = 0.5f * low + 0.5f * high;
-        if (round >= MEANS) {
-            const auto key = [](int32_t bits) { return bits ^ ((bits >> 31) & 0x7FFFFFFF); };  // sorts like the float
-            const int64_t first = key(same_bits<int32_t>(low)), last = key(same_bits<int32_t>(high));
-            middle = same_bits<float>(key((int32_t)(first + (last - first) / 2)));
-        }
-        return middle > low ? middle : high;
-    }
-
-    Edge edge(double goal) {
-        for (int round = 0; count > WORD; round++) {
-            if (low == high) return {high, needed(above, WEIGHTED ? weights[0] : 1, count, goal)};
-            const float middle = pivot(round);
-            const double upper = from(middle);
-            const bool reached = above + upper >= goal;
-            if (!reached) above += upper;
-            keep(middle, reached);
-        }
-        return ranked(goal);
-    }
-
-    // Of a group at most: each one's rank is how many are larger.
-    Edge ranked(double goal) const {
-        Words ranks[PARTS] = {};
-        const Group x = group_at(values);
-        for (long other = 0; other < count; other++)
-            for (int part = 0; part < PARTS; part++) ranks[part] -= (Words)(all(values[other]) > x.part[part]);
-        uint32_t rank[WORD];
-        std::memcpy(rank, ranks, sizeof rank);
-        long equals[WORD] = {}, place[WORD];
-        for (long number = 0; number < count; number++) equals[rank[number]]++, place[rank[number]] = number;
-        double before = above;
-        for (long at = 0;; at += equals[at]) {
-            const double unit = WEIGHTED ? weights[place[at]] : 1;
-            if (before + equals[at] * unit >= goal || at + equals[at] >= count)
-                return {values[place[at]], needed(before, unit, equals[at], goal)};
-            before += equals[at] * unit;
-        }
-    }
-};
 
 // Those that are near the largest: a thread's scratch, and how many they are.
 struct Near {
@@ -202,7 +44,8 @@ struct Near {
 
     template <bool WEIGHTED>
     Edge edge(double goal) const {
-        Question<WEIGHTED> question{scratch, scratch.values.data(), scratch.weights.data(), count, least, peak};
+        Question<WEIGHTED> question{scratch.some.data(),   scratch.some_weights.data(), scratch.values.data(),
+                                    scratch.weights.data(), count, least, peak};
         if (least == LOWEST) question.keep(LOWEST, true);
         return question.edge(goal);
     }
@@ -237,11 +80,12 @@ struct Near {
                 added.add(group_at(weights + at));
             scratch.sums[piece] = added.total();
         }
-        return scratch.ids[inverse(scratch.sums, pieces, count, uniform, [&](long at) { return group_at(weights + at); })];
+        const auto group = [&](long at) { return group_at(weights + at); };
+        return scratch.ids[inverse(scratch.sums, pieces, count, uniform, group)];
     }
 };
 
-// The least float32 that is not below it; the largest where there is none.
+// The least float32 that is not below it; LOWEST where it is beyond.
 float rounded_up(double x) {
     const float near = (float)std::max(x, (double)LOWEST);
     return near < x ? std::nextafter(near, INFINITE) : near;
@@ -251,12 +95,12 @@ float rounded_up(double x) {
 float bound_of_top_k(const Row& row, int64_t top_k, Scratch& scratch) {
     const long maxima = (row.count + PIECE - 1) / PIECE * WORD;
     if (top_k > maxima) return LOWEST;
-    Question<false> asked{scratch, scratch.maxima.data(), nullptr, maxima, LOWEST, INFINITE};
+    Question<false> asked{scratch.some.data(), nullptr, scratch.maxima.data(), nullptr, maxima, LOWEST, INFINITE};
     asked.keep(LOWEST, true);
     return asked.count < top_k ? LOWEST : asked.edge((double)top_k).value;
 }
 
-// The ids below it have less than 1 - top_p of the mass together, however many they are.
+// The ids below it have less than 1 - top_p of the mass together, however many they are: the others reach top_p.
 float bound_of_top_p(const Row& row, float peak, float temperature, double top_p, double total) {
     const double share = (1 - top_p) * total / (double)row.count;
     return std::max(LOWEST, std::nextafter(rounded_up(peak + temperature * std::log(0.999 * share)), -INFINITE));
@@ -298,9 +142,9 @@ int64_t draw_within(const Row& row, Peak peak, float temperature, const Limits& 
         goal = limits.top_p * total;
         if (goal <= 1) return peak.id;  // which has a weight of 1
         near.collect(row, bound_of_top_p(row, peak.value, temperature, limits.top_p, total));
-        if (near.weigh(weights) < goal) {
+        if (near.weigh(weights) < goal) {  // as top_p comes near to 1, the sums' rounding counts
             near.collect(row, LOWEST);
-            near.weigh(weights);
+            goal = std::min(goal, near.weigh(weights));
         }
     } else {
         const float bound = limits.top_k < row.count ? bound_of_top_k(row, limits.top_k, scratch) : LOWEST;

@@ -18,10 +18,10 @@ struct Limits {
 
 // What a thread needs beside a row. It grows to the longest row that was met, and stays.
 struct Scratch {
-    std::vector<float> maxima;                    // of each PIECE WORD, of every WORDth id: [pieces, WORD]
-    std::vector<double> sums;                     // of each PIECE of what is drawn from
-    std::vector<float> values, weights;           // of those that are near the largest; groups of them are whole
-    std::vector<float> some, some_weights;        // those of them that are not decided yet
+    std::vector<float> maxima;              // [pieces, WORD]: of every WORDth id of a PIECE
+    std::vector<double> sums;               // of each PIECE of what is drawn from
+    std::vector<float> values, weights;     // of those that are near the largest; groups of them are whole
+    std::vector<float> some, some_weights;  // those of them that are not decided yet
     std::vector<int32_t> ids;
 
     void hold(long count);

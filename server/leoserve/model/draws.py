@@ -57,12 +57,16 @@ class Draws:
     ) -> tuple[NDArray[np.float32], Tensor]:
         """Natively: the largest of each row of logits [R, V], and the tokens; both [R]. See native.choose."""
         where = np.array(slots)
-        temperatures, uniforms, limits = self._temperature[where], np.zeros(len(where)), None
-        if temperatures.any():
-            rows = np.flatnonzero(temperatures)
-            uniforms[rows] = self._noise.at(where[rows], np.array(positions)[rows])
-            if self._limited[where].any():
-                limits = native.Limits(self._top_k[where], self._top_p[where], self._min_p[where])
+        temperatures, limits = self._temperature[where], None
+        rows = temperatures.nonzero()[0]
+        if len(rows) == len(where):
+            uniforms = self._noise.at(where, np.array(positions))
+        else:
+            uniforms = np.zeros(len(where))
+            if len(rows):
+                uniforms[rows] = self._noise.at(where[rows], np.array(positions)[rows])
+        if len(rows) and self._limited[where].any():
+            limits = native.Limits(self._top_k[where], self._top_p[where], self._min_p[where])
         peaks, ids = native.choose(logits, temperatures, uniforms, masks, limits)
         return peaks, torch.from_numpy(ids)
 
