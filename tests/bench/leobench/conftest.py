@@ -13,9 +13,18 @@ from typing import Any
 
 import pytest
 
+from leobench.records import Run
 from tests.conftest import PATIENCE, ROOT, clean_environment
 
 HERE = Path(__file__).parent
+# Seconds by which the event loop of a client that keeps up is late, at the 99th percentile and at most; and how often a
+# run is tried until its client does, beside what else the machine has to do.
+LATE, LATEST, TRIES = 0.008, 0.05, 8
+
+
+def kept_up(run: Run) -> bool:
+    """Whether the client of a run kept up, by its own account."""
+    return run.client.loop_lag_p99 < LATE and run.client.loop_lag_max < LATEST
 
 
 @dataclass

@@ -26,15 +26,12 @@ from leobench.workloads.lengths import counts
 from leobench.workloads.synthetic import Synthetic
 from tests.conftest import PATIENCE
 
-from .conftest import Process, Told
+from .conftest import TRIES, Process, Told, kept_up
 
 Start = Callable[..., Process]
 Command = Callable[..., Told]
 NEAR = 0.02
 TOKENS = 8
-# Seconds by which the event loop of a client that keeps up is late, at the 99th percentile and at most; and how often a
-# run is tried until its client does, beside what else the machine has to do.
-LATE, LATEST, TRIES = 0.008, 0.05, 8
 
 
 def schedule() -> dict[str, list[float]]:
@@ -61,7 +58,7 @@ def undisturbed(
     for _ in range(TRIES):
         double = start_double(**plan)
         run = measure(leobench, tmp_path, double.url, *arguments)
-        if run.client.loop_lag_p99 < LATE and run.client.loop_lag_max < LATEST:
+        if kept_up(run):
             break
     return run, double
 
