@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -90,6 +92,18 @@ def test_one_that_can_only_end_is_let_end(source: str, grammars: Grammars) -> No
         matcher = grammar.start([PIECES.index(letter.encode()) for letter in source])
         assert set(allowed(matcher)) == ENDS
         assert matcher.complete or not source
+
+
+@pytest.mark.usefixtures("threads")
+def test_one_that_was_at_its_end_before_ends_with_the_token_that_says_so(grammars: Grammars) -> None:
+    masks = Masks(1, VOCAB, aside=False)
+    masks.set_slot(0, regex(grammars, "(|)").answer())
+    masks.begin([0])
+    assert set(ids(masks, 0)) == ENDS
+    _, moving = masks.advance([0], {0: min(ENDS)})
+    assert moving is not None
+    assert moving.ended() == [0]
+    assert masks.matchers[0].error is None
 
 
 def test_a_parser_that_fails_says_the_same_whatever_its_kind() -> None:
@@ -201,3 +215,28 @@ def test_a_parser_that_cannot_go_on_allows_nothing_and_holds_up_no_other() -> No
     assert masks.matchers[0].error is not None
     assert letter in ids(masks, 1)
     assert masks.matchers[1].error is None
+
+
+MOVES_AT_ITS_END = """
+from leokernels import native
+from leoserve.model.grammar import Grammars
+from leoserve.model.masks import Masks
+from leoserve.model.nativeparsers import NativeParsers
+from leoserve.model.step import Grammar, TokenTable
+
+native.use_threads(4)
+letters = [bytes([97 + letter]) for letter in range(26)]
+pieces = [b"<end>", *letters, *(a + b + c for a in letters for b in letters for c in letters)]
+grammars, slots = Grammars(TokenTable(pieces, [0], [0]), NativeParsers), list(range(60))
+masks = Masks(len(slots), len(pieces), aside=False)
+for slot in slots:
+    grammar = Grammar("regex", f"a[a-z]*b[a-z]{{{slot + 3},{400 + slot}}}x", "field")
+    masks.set_slot(slot, grammars.compile(grammar).answer())
+masks.begin(slots)
+masks.advance(slots, dict.fromkeys(slots, pieces.index(b"abc")))
+"""
+
+
+def test_a_process_that_ends_waits_for_what_moves() -> None:
+    done = subprocess.run([sys.executable, "-c", MOVES_AT_ITS_END], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -30,7 +30,7 @@ class Follower:
         self._address = library().follower_new(pool(), _PARSERS.pack(commit, mask))
         self._rows = ctypes.create_string_buffer(0)
         self._count = 0
-        weakref.finalize(self, library().follower_delete, self._address)
+        weakref.finalize(self, library().follower_delete, self._address)  # waits, at the process' end too
 
     def begin(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
         """Each row: the address of a parser, that of its mask, the mask's bytes, and the token that was chosen.
@@ -64,7 +64,8 @@ class Speller:
         """By id the bytes of a token, b"" where it is none of text; of a text about `most` bytes are spelled."""
         lengths = np.array([len(piece) for piece in pieces], dtype=np.uint32)
         self.address = library().speller_new(b"".join(pieces), lengths.tobytes(), len(pieces), most)
-        weakref.finalize(self, library().speller_delete, self.address)
+        # Not at the process' end: a thread may be using it.
+        weakref.finalize(self, library().speller_delete, self.address).atexit = False
 
     @property
     def function(self) -> int:

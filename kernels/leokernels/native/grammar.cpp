@@ -46,11 +46,15 @@ public:
 private:
     void follow(int number) {
         LeoFollow& row = rows[number];
-        LeoCommitted committed;
-        LeoAllowed allowed;
+        LeoCommitted committed{};
+        LeoAllowed allowed{};
         int32_t state = DONE | FAILED;
-        if (parsers.commit(row.parser, row.token, &committed) == 0 && parsers.mask(row.parser, &allowed) == 0)
-            state = allowed.stop ? DONE | STOPPED : DONE;
+        if (parsers.commit(row.parser, row.token, &committed) == 0) {
+            if (committed.stop)  // it was at its end before: asked again it would fail
+                state = DONE | STOPPED;
+            else if (parsers.mask(row.parser, &allowed) == 0)
+                state = allowed.stop ? DONE | STOPPED : DONE;
+        }
         if (state == DONE) std::memcpy(row.words, allowed.words, row.bytes);
         if (state & FAILED) std::memset(row.words, 0, row.bytes);  // of an answer that cannot go on nothing is allowed
         row.state = state;

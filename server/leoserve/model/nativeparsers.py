@@ -120,7 +120,7 @@ class NativeParser:
         self._found = found
         self._maker = maker
         self._stopped = False
-        weakref.finalize(self, found["free_constraint"], address)
+        _freed_with(self, found["free_constraint"], address)
 
     def consume_token(self, token: int) -> bool:
         self._allowed()  # it takes no token before it has said which
@@ -181,7 +181,7 @@ class NativeParsers:
         text = [b"" if number in control else piece for number, piece in enumerate(spelling.tokens)]
         self._speller = native.Speller(text, MAX_FORCED)
         self._tokenizer = self._new_tokenizer(spelling, control)
-        weakref.finalize(self, found["free_tokenizer"], self._tokenizer)
+        _freed_with(self, found["free_tokenizer"], self._tokenizer)
         self.follower = ParserFollower(found)
 
     def _new_tokenizer(self, spelling: Spelling, control: set[int]) -> int:
@@ -212,6 +212,11 @@ class NativeParsers:
         told = _Init(tokenizer=self._tokenizer, limits=_Limits(**limits, precompute_large_lexemes=True))
         address = self._found["new_constraint"](byref(told), source.encode())
         return NativeParser(address, self._found, self)
+
+
+def _freed_with(holder: object, free: Callable[[int], None], address: int) -> None:
+    """Free what is at an address when its holder goes. Not at the process' end: a thread may be using it."""
+    weakref.finalize(holder, free, address).atexit = False
 
 
 def parsers_for(device: str) -> Callable[[Spelling], Parsers]:
