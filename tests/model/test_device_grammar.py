@@ -14,7 +14,7 @@ from leokernels.triton.state import SamplingState
 from leoserve.engine.loop import Constrained
 from leoserve.engine.request import Request, SamplingParams
 from leoserve.model.grammar import CompiledGrammar, Grammars
-from leoserve.model.nativeparsers import parsers_for
+from leoserve.model.nativeparsers import NativeParsers
 from leoserve.model.parsers import PackagedParsers, Parsers, Spelling
 from leoserve.model.step import Grammar, TokenTable
 from tests.checkpoints import write_checkpoint
@@ -97,7 +97,7 @@ def test_the_plain_runner_s_idle_threads_move_parsers_to_the_same_ends(
 ) -> None:
     grammars = [DATE, None, LONG, SHORT, DATE, SHORT]
     expected = ended(host_runner(folder), grammars, ahead=0, blocks=blocks, **params)
-    found = ended(host_runner(folder), grammars, ahead=0, blocks=blocks, parsers=parsers_for("cpu"), **params)
+    found = ended(host_runner(folder), grammars, ahead=0, blocks=blocks, parsers=NativeParsers, **params)
     assert found == expected
     assert (len(found[3][0]), found[3][1]) == (3, "stop")
     assert {reason for _, reason in found} >= {"stop", "length"}

@@ -19,7 +19,7 @@ from leoserve.model.grammar import CompiledGrammar, Grammars
 from leoserve.model.masks import Masks
 from leoserve.model.nativeparsers import NativeParsers, parsers_for
 from leoserve.model.parsers import MAX_FORCED, PackagedParsers, Spelling
-from leoserve.model.step import Grammar
+from leoserve.model.step import Grammar, TokenTable
 from tests.model.test_grammar import CASES, ENDS, PIECES, TABLE, VOCAB, allowed, compiled
 
 SOURCES = ["(ja|nein){1,9}", "[a-z]{2,7}", "x(y|z)*", "a"]
@@ -54,8 +54,22 @@ def ids(masks: Masks, slot: int) -> list[int]:
 def test_llguidance_has_its_c_functions_here() -> None:
     """A version that lacks them works, but an answer that follows a grammar then holds up the others of its step."""
     assert nativeparsers.functions() is not None
-    assert parsers_for("cpu") is NativeParsers
+    assert isinstance(parsers_for("cpu")(Spelling(TABLE)), NativeParsers)
     assert parsers_for("cuda") is PackagedParsers
+
+
+def test_an_answer_that_no_token_can_go_on_with_has_failed_and_is_not_whole() -> None:
+    """As where a form wants digits of a tokenizer that has none."""
+    table = TokenTable([b"<end>", *(bytes([97 + letter]) for letter in range(26))], [0], [0])
+    masks = Masks(1, len(table.pieces), aside=False)
+    masks.set_slot(0, regex(Grammars(table, parsers_for("cpu")), "a[0-9]").answer())
+    masks.begin([0])
+    assert ids(masks, 0) == [1]
+    complete, moving = masks.advance([0], {0: 1})
+    assert list(complete if moving is None else moving.ended()) == []
+    masks.begin([0])
+    assert ids(masks, 0) == []
+    assert masks.matchers[0].error is not None
 
 
 def test_without_its_c_functions_the_packaged_classes_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,4 +224,12 @@ def parsers_for(device: str) -> Callable[[Spelling], Parsers]:
 
     The threads of the CPU's kernels, between two steps; where a device computes, llguidance's own threads meanwhile.
     """
-    return NativeParsers if device == "cpu" and functions() is not None else PackagedParsers
+    return _native_parsers if device == "cpu" and functions() is not None else PackagedParsers
+
+
+def _native_parsers(spelling: Spelling) -> Parsers:
+    """These, if any text can be spelled.
+
+    Through the C interface a parser without a token for what must come cannot be told from one at its end.
+    """
+    return NativeParsers(spelling) if spelling.has_all_text else PackagedParsers(spelling)

@@ -14,6 +14,7 @@ import llguidance
 from leoserve.model.step import TokenTable
 
 MAX_FORCED = 200  # bytes of a text without a choice that are spelled ahead
+TEXT_BYTES = [bytes([byte]) for byte in (*range(0xC0), *range(0xC2, 0xF5))]  # those that UTF-8 has (RFC 3629)
 
 
 class Parser(Protocol):
@@ -79,6 +80,11 @@ class Spelling:
         control = set(self.special_token_ids)
         self._ids = {piece: token for token, piece in enumerate(self.tokens) if piece and token not in control}
         self._longest = max(map(len, self._ids), default=0)
+
+    @property
+    def has_all_text(self) -> bool:
+        """Whether any text can be spelled."""
+        return all(byte in self._ids for byte in TEXT_BYTES)
 
     def __call__(self, text: bytes) -> list[int]:
         ids: list[int] = []
