@@ -147,9 +147,16 @@ def test_what_is_kept_is_what_pytorch_keeps(logits: Tensor, case: Case) -> None:
 CORNERS: dict[str, tuple[list[float], Case, set[int]]] = {
     "k of one among equals": ([1, 3, 3, 3], (1, 1, 1, 0), {1}),
     "k among equals": ([1, 3, 3, 3], (1, 2, 1, 0), {1, 2}),
+    "k ends where a value does": ([*[1] * 40, *[2] * 40], (1, 40, 1, 0), set(range(40, 80))),
+    "p among equals beside what has no weight": (
+        [*[-200] * 40, *[2] * 64, *[1.5] * 40],
+        (0.001, 128, 0.5, 0),
+        set(range(40, 72)),
+    ),
     "k beyond what is allowed": ([1, -math.inf, 2, -math.inf], (1, 3, 1, 0), {0, 2}),
     "p tiny": ([1, 3, 3, 2], (1, ANY, 1e-300, 0), {1}),
     "p tiny of what k left": ([1, 3, 3, 2], (1, 3, 1e-300, 0), {1}),
+    "p just beyond the first": ([-9, 0, 0, -9], (0.01, ANY, 0.502, 0), {1, 2}),
     "p just below one": ([0] * 40, (1, ANY, 1 - 1e-12, 0), set(range(40))),
     "p exactly reached": ([0] * 100, (1, ANY, 0.5, 0), set(range(50))),
     "p exactly reached by equals among others": ([5, *[9] * 100, 5], (0.1, ANY, 0.25, 0), set(range(1, 26))),
