@@ -20,6 +20,12 @@ from tests.conftest import PATIENCE
 TABLE = TokenTable([b"", b"a"], [0], [0])
 
 
+class Compiled(str):
+    """Stands for a compiled grammar."""
+
+    failed = False
+
+
 class Slow:
     """Stands for the compiler; goes on when it is told to."""
 
@@ -38,7 +44,7 @@ class Slow:
             raise GrammarError("no grammar")
         if grammar.source == "broken":
             raise MemoryError
-        return f"compiled {grammar.source}"
+        return Compiled(f"compiled {grammar.source}")
 
 
 class Wired:
@@ -101,6 +107,16 @@ def test_a_grammar_is_compiled_once(wired: Wired) -> None:
         wired.ask(f"r{number}", "a")
     wired.wait(5)
     assert Slow.last.compiled == ["first", "a"]
+
+
+def test_a_grammar_of_which_an_answer_has_failed_is_compiled_again(wired: Wired) -> None:
+    wired.ask("r0", "a")
+    wired.wait(1)
+    wired.loop[0].grammar.failed = True  # type: ignore[union-attr]
+    for number in range(1, 4):
+        wired.ask(f"r{number}", "a")
+    wired.wait(3)
+    assert Slow.last.compiled == ["first", "a", "a"]
 
 
 def test_an_abort_overtakes_no_request(wired: Wired) -> None:

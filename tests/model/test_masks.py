@@ -6,7 +6,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from leoserve.model import nativeparsers
 from leoserve.model.grammar import CompiledGrammar, Grammars
 from leoserve.model.masks import Masks
 from leoserve.model.nativeparsers import NativeParsers, parsers_for
-from leoserve.model.parsers import MAX_FORCED, PackagedParsers, Spelling
+from leoserve.model.parsers import MAX_FORCED, PackagedParsers, Parsers, Spelling
 from leoserve.model.step import Grammar, TokenTable
 from tests.model.test_grammar import CASES, ENDS, PIECES, TABLE, VOCAB, allowed, compiled
 
@@ -125,6 +125,29 @@ def test_a_parser_that_fails_says_the_same_whatever_its_kind() -> None:
     packaged, own = (grammars.compile(source).start() for grammars in (Grammars(TABLE), followed()))
     assert allowed(packaged) == allowed(own) == []
     assert packaged.error == own.error is not None
+
+
+@pytest.mark.parametrize("parsers", [PackagedParsers, NativeParsers])
+def test_answers_that_have_filled_their_lexer_s_states_make_their_grammar_one_that_failed(
+    parsers: Callable[[Spelling], Parsers],
+) -> None:
+    """Each of its answers may be short: the states of all are counted, and what is compiled again has none of them."""
+    source, grammars = Grammar("regex", "[ab]*a[ab]{16}", "field"), Grammars(TABLE, parsers)
+    draw, letters = random.Random(3), [PIECES.index(b"a"), PIECES.index(b"b")]
+    grammar, masks = grammars.compile(source), Masks(1, VOCAB, aside=False)
+    for _ in range(400):
+        masks.set_slot(0, grammar)
+        for _ in range(300):
+            masks.begin([0])
+            if masks.matchers[0].error is not None:
+                break
+            masks.advance([0], {0: draw.choice(letters)})
+            masks.settle()
+        if grammar.failed:
+            break
+    assert grammar.failed
+    assert allowed(grammar.start()) == []
+    assert set(letters) <= set(allowed(grammars.compile(source).start()))
 
 
 @settings(max_examples=300, deadline=None)

@@ -83,7 +83,7 @@ class Compiling:
         key = (grammar.kind, grammar.source)
         with self._lock:
             found = self._kept.get(key)
-            if found is None:
+            if found is None or _has_failed(found):
                 found = self._kept[key] = self._threads.submit(self._compile, grammar)
                 if len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
@@ -122,3 +122,8 @@ class Compiling:
             message = "the grammar could not be compiled"
             self._forget(grammar)  # it may have been the machine's fault
         self._send(Refused(request.request_id, "invalid_grammar", message, grammar.param))
+
+
+def _has_failed(compiled: Future[CompiledGrammar]) -> bool:
+    """Whether an answer of this grammar has."""
+    return compiled.done() and compiled.exception() is None and compiled.result().failed

@@ -74,12 +74,14 @@ class CompiledGrammar:
 
     def __init__(self, parser: Parser, words: int, follower: Follower | None) -> None:
         self._parser = parser
-        self._words = words
-        self._follower = follower
+        self.words = words
+        self.follower = follower
+        # One of its answers has: as they share a lexer, whose states and errors stay, none may get far from now on.
+        self.failed = False
 
     def start(self, generated: Sequence[int] = ()) -> Matcher:
         """An answer of it, as it stands after the tokens `generated`."""
-        matcher = Matcher(self._parser.deep_copy(), self._words, self._follower)
+        matcher = Matcher(self, self._parser.deep_copy())
         for token in generated:
             matcher.advance(token)
         return matcher
@@ -115,10 +117,11 @@ class Mask:
 class Matcher:
     """How far one answer has come in its grammar."""
 
-    def __init__(self, parser: Parser, words: int, follower: Follower | None) -> None:
+    def __init__(self, grammar: CompiledGrammar, parser: Parser) -> None:
         self.parser = parser
-        self.words = words
-        self.follower = follower  # what can move it on aside; None: nothing
+        self.words = grammar.words
+        self.follower = grammar.follower  # what can move it on aside; None: nothing
+        self._grammar = grammar
         self.taken = 0  # tokens
         self.whole = False  # as its follower has found
         self.mask: Mask | None = None
@@ -162,7 +165,10 @@ class Matcher:
     @property
     def error(self) -> str | None:
         """Why the answer cannot go on: following the grammar became too much work."""
-        return _brief(self.parser.get_error()) if self.parser.is_error() else None
+        if not self.failed:
+            return None
+        self._grammar.failed = True
+        return _brief(self.parser.get_error())
 
 
 def _source(grammar: Grammar) -> str:
