@@ -40,7 +40,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(serve_once: Serve, checkpoint: Path) -> Server:
-    return serve_once(checkpoint, "--num-kv-blocks", "512", "--dtype", "float32")
+    # Two threads: one then follows the grammars while the other goes on.
+    return serve_once(checkpoint, "--num-kv-blocks", "512", "--dtype", "float32", "--threads", "2")
 
 
 def ask_all(server: Server, bodies: list[Answer]) -> list[httpx.Response]:
