@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
+import llguidance
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -70,6 +71,12 @@ def test_an_answer_that_no_token_can_go_on_with_has_failed_and_is_not_whole() ->
     masks.begin([0])
     assert ids(masks, 0) == []
     assert masks.matchers[0].error is not None
+
+
+def test_the_c_structures_have_their_fields_where_llguidance_has_them() -> None:
+    told, packaged = NativeParsers(Spelling(TABLE)).defaults().limits, llguidance.LLParserLimits()
+    names = [name for name, *_ in told._fields_]
+    assert {name: getattr(told, name) for name in names} == {name: getattr(packaged, name) for name in names}
 
 
 def test_without_its_c_functions_the_packaged_classes_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ class _Limits(Structure):
 
 
 class _Init(Structure):
-    """LlgConstraintInit. Newer ones may be longer, and what is 0 is their default."""
+    """LlgConstraintInit. Newer ones may be longer."""
 
     _fields_ = [
         ("tokenizer", c_void_p),
@@ -87,6 +87,7 @@ class _Allowed(Structure):
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "new_tokenizer_v2": (c_void_p, [POINTER(_Tokenizer), c_void_p, c_size_t]),
     "free_tokenizer": (None, [c_void_p]),
+    "constraint_init_set_defaults": (None, [POINTER(_Init), c_void_p]),
     "new_constraint": (c_void_p, [POINTER(_Init), c_char_p]),
     "clone_constraint": (c_void_p, [c_void_p]),
     "free_constraint": (None, [c_void_p]),
@@ -207,9 +208,19 @@ class NativeParsers:
             raise ValueError(message.value.decode(errors="replace"))
         return int(address)
 
+    def defaults(self) -> _Init:
+        """What llguidance takes where nothing is said, of what is newer than this file, too."""
+        told = _Init()
+        self._found["constraint_init_set_defaults"](byref(told), self._tokenizer)
+        return told
+
     def new(self, source: str, limits: Mapping[str, int]) -> Parser:
         """Of a grammar in llguidance's JSON. One that cannot be compiled has an error."""
-        told = _Init(tokenizer=self._tokenizer, limits=_Limits(**limits, precompute_large_lexemes=True))
+        told = self.defaults()
+        told.log_buffer_level = told.log_stderr_level = 0
+        told.limits.verbose_errors = False
+        for name, bound in limits.items():
+            setattr(told.limits, name, bound)
         address = self._found["new_constraint"](byref(told), source.encode())
         return NativeParser(address, self._found, self)
 
