@@ -16,6 +16,7 @@ from leoserve.engine.request import Request, SamplingParams
 from leoserve.model.grammar import CompiledGrammar, Grammars
 from leoserve.model.nativeparsers import NativeParsers
 from leoserve.model.parsers import PackagedParsers, Parsers, Spelling
+from leoserve.model.sampler import Sampled
 from leoserve.model.step import Grammar, TokenTable
 from tests.checkpoints import write_checkpoint
 from tests.model.test_device import VOCAB, Engine, Late, device_runner, host_runner, prompts, replayed
@@ -101,6 +102,26 @@ def test_the_plain_runner_s_idle_threads_move_parsers_to_the_same_ends(
     assert found == expected
     assert (len(found[3][0]), found[3][1]) == (3, "stop")
     assert {reason for _, reason in found} >= {"stop", "length"}
+
+
+def test_parsers_move_to_the_same_ends_where_steps_fail_and_are_computed_row_by_row(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each fails when its network is computed and its masks are made, as long as it has several rows."""
+    grammars = [DATE, None, LONG, SHORT, DATE, SHORT]
+    expected = ended(host_runner(folder), grammars, ahead=0, blocks=5)
+    runner, failures = host_runner(folder), []
+    choose = runner.sampler.sample
+
+    def sample(logits: torch.Tensor, slots: list[int], positions: list[int]) -> Sampled:
+        if len(slots) > 1:
+            failures.append(slots)
+            raise RuntimeError("several rows")
+        return choose(logits, slots, positions)
+
+    monkeypatch.setattr(runner.sampler, "sample", sample)
+    assert ended(runner, grammars, ahead=0, blocks=5, parsers=NativeParsers) == expected
+    assert failures
 
 
 def test_draws_of_rows_without_a_grammar_are_as_if_no_other_row_had_one(folder: Path) -> None:
