@@ -281,6 +281,7 @@ masks.advance(slots, dict.fromkeys(slots, pieces.index(b"abc")))
 """
 
 
-def test_a_process_that_ends_waits_for_what_moves() -> None:
-    done = subprocess.run([sys.executable, "-c", MOVES_AT_ITS_END], capture_output=True, text=True)
+@pytest.mark.parametrize("then", ["", "masks = grammar = None"])
+def test_a_process_that_ends_and_masks_that_go_wait_for_what_moves(then: str) -> None:
+    done = subprocess.run([sys.executable, "-c", MOVES_AT_ITS_END + then], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -30,7 +30,7 @@ class Follower:
         self._address = library().follower_new(pool(), _PARSERS.pack(commit, mask))
         self._rows = ctypes.create_string_buffer(0)
         self._count = 0
-        weakref.finalize(self, library().follower_delete, self._address)  # waits, at the process' end too
+        self._delete = weakref.finalize(self, library().follower_delete, self._address)  # waits; so at the process' end
 
     def begin(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
         """Each row: the address of a parser, that of its mask, the mask's bytes, and the token that was chosen.
@@ -49,7 +49,7 @@ class Follower:
 
     def wait(self) -> list[int]:
         """Until all is done. The numbers of the rows of the last `begin` whose tokens nothing can follow."""
-        if not self._count:
+        if not self._count or not self._delete.alive:
             return []
         library().followed(self._address)
         states = np.frombuffer(memoryview(self._rows), np.int32, self._count * _WORDS)[_WORDS - 1 :: _WORDS]

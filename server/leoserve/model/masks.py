@@ -36,6 +36,10 @@ class Moving:
             self.matchers = set()
         return self._ended
 
+    def __del__(self) -> None:
+        if self._ended is None:
+            self._follower.wait()  # what it writes to may go now
+
 
 class Masks:
     """The masks of a step's answers, made while the engine's thread does something else.
