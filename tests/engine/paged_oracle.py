@@ -191,7 +191,7 @@ class LateStep:
         self.blocks = blocks
         self.computed: list[Result] | None = None
 
-    def ended(self) -> Sequence[int]:
+    def ended(self, *, wait: bool) -> Sequence[int]:
         return ()
 
     def results(self) -> list[Result]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from leoserve.engine.loop import Constrained
 from leoserve.engine.request import Request, SamplingParams
-from leoserve.model.step import Computed, Grammar, Row, RowResult, Step, in_full
+from leoserve.model.step import Computed, Grammar, RowResult, Step, in_full
 from tests.engine.paged_oracle import PagedOracle
 from tests.engine.test_scheduler import Driver, expected_answer, make_scheduler
 
@@ -21,40 +21,48 @@ ENDS = tuple(range(0, 50, 5))  # tokens after which the grammar allows nothing
 class Grammatical:
     """Stands for a compiled grammar, and for its answers."""
 
+    def __init__(self) -> None:
+        self.whole = False
+
     def answer(self) -> Grammatical:
-        return self
+        return Grammatical()
 
 
 class GrammarOracle(PagedOracle):
-    """Says of rows that follow a grammar whether they have ended: in their results, or late."""
+    """Says of rows that follow a grammar whether they have ended: in their results, late, or with the next step."""
 
-    def __init__(self, late: Callable[[int], bool], **options: Any) -> None:
+    def __init__(self, late: Callable[[int], bool], known: Callable[[int], bool], **options: Any) -> None:
         super().__init__(**options)
-        self.late = late  # by the number of a step
+        self.late, self.known = late, known  # by the number of a step
         self.steps = 0
-        self.following: dict[int, bool] = {}  # by slot
+        self.following: dict[int, Grammatical | None] = {}  # by slot
 
     def launch(self, step: Step) -> Computed:
         self.check(step)
         for row in step.rows:
             if row.admitted:
-                self.following[row.slot] = row.admitted.grammar is not None
+                self.following[row.slot] = row.admitted.grammar  # type: ignore[assignment]
         results = self.run(step, self._fails_now())
-        ended = [number for number, row in enumerate(step.rows) if self._ends(row, in_full(results[number]))]
+        ended = []
+        for number, row in enumerate(step.rows):
+            answer = self.following[row.slot]
+            if row.samples and answer is not None and answer.whole:
+                results[number] = RowResult(complete=True)
+            elif row.samples and answer is not None and in_full(results[number]).token in ENDS:
+                answer.whole = True
+                ended.append(number)
         self.steps += 1
         if self.late(self.steps):
-            return Computed(results, lambda: ended)
+            known = self.known(self.steps)
+            return Computed(results, lambda *, wait: ended if wait or known else ())
         for number in ended:
             results[number] = RowResult(in_full(results[number]).token, complete=True)
         return Computed(results)
 
-    def _ends(self, row: Row, result: RowResult) -> bool:
-        return row.samples and self.following[row.slot] and result.token in ENDS
 
-
-def driver(late: Callable[[int], bool], num_blocks: int = 8) -> Driver:
+def driver(late: Callable[[int], bool], num_blocks: int = 8, known: Callable[[int], bool] = lambda _: True) -> Driver:
     made = Driver(make_scheduler(num_blocks=num_blocks))
-    made.oracle = made.loop.runner = GrammarOracle(late, num_blocks=num_blocks, block_size=4, budget=8)
+    made.oracle = made.loop.runner = GrammarOracle(late, known, num_blocks=num_blocks, block_size=4, budget=8)
     return made
 
 
@@ -77,12 +85,12 @@ REQUESTS = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(REQUESTS, st.integers(6, 12), st.sets(st.integers(1, 60)))
+@given(REQUESTS, st.integers(6, 12), st.sets(st.integers(1, 60)), st.sets(st.integers(1, 60)))
 def test_tokens_and_reasons_are_those_of_ends_that_are_told_at_once(
-    requests: list[tuple[list[int], int, int, bool]], num_blocks: int, late: set[int]
+    requests: list[tuple[list[int], int, int, bool]], num_blocks: int, late: set[int], known: set[int]
 ) -> None:
     """With few blocks, so that answers are preempted and come back."""
-    run = driver(late.__contains__, num_blocks)
+    run = driver(late.__contains__, num_blocks, known.__contains__)
     for number, (prompt, max_tokens, n, follows) in enumerate(requests):
         submit(run, f"r{number}", prompt, max_tokens, n, follows=follows)
     run.run()
@@ -116,6 +124,19 @@ def test_the_end_comes_before_the_next_step_and_frees_what_was_held() -> None:
     assert not run.loop.step()  # nothing is left to compute
     assert (len(run.sent["a", 0]), run.reasons) == (2, {("a", 0): "stop"})
     assert run.oracle.steps == 2
+    run.scheduler.check()
+    assert not run.scheduler.has_work
+
+
+def test_where_it_is_not_known_by_then_the_next_step_s_result_says_it() -> None:
+    run = driver(lambda _: True, known=lambda _: False)
+    submit(run, "a", prompt_that_ends(2), 9)
+    for _ in range(2):
+        assert run.loop.step()
+    assert run.reasons == {}
+    assert run.loop.step()
+    assert (len(run.sent["a", 0]), run.reasons) == (2, {("a", 0): "stop"})
+    assert run.oracle.steps == 3
     run.scheduler.check()
     assert not run.scheduler.has_work
 

@@ -76,7 +76,7 @@ class LateStep:
     def __init__(self, late: Late, step: Step) -> None:
         self.late, self.step = late, step
 
-    def ended(self) -> Sequence[int]:
+    def ended(self, *, wait: bool) -> Sequence[int]:
         return ()
 
     def results(self) -> list[RowResult]:

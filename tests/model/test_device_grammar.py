@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from leokernels import native
 from leokernels.triton.state import SamplingState
 from leoserve.engine.loop import Constrained
 from leoserve.engine.request import Request, SamplingParams
@@ -93,9 +94,12 @@ def test_greedy_answers_follow_their_grammars_and_are_the_plain_runners(
 @pytest.mark.parametrize(
     "params", [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 2.0, "logprobs": 1}, {"max_tokens": 5}]
 )
+@pytest.mark.parametrize("known", [True, False])  # whether an end may be known before the next step
 def test_the_plain_runner_s_idle_threads_move_parsers_to_the_same_ends(
-    folder: Path, params: dict[str, Any], blocks: int
+    folder: Path, params: dict[str, Any], blocks: int, known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not known:
+        monkeypatch.setattr(native.Follower, "is_done", lambda self: False)
     grammars = [DATE, None, LONG, SHORT, DATE, SHORT]
     expected = ended(host_runner(folder), grammars, ahead=0, blocks=blocks, **params)
     found = ended(host_runner(folder), grammars, ahead=0, blocks=blocks, parsers=NativeParsers, **params)

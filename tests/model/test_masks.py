@@ -123,7 +123,7 @@ def test_one_that_was_at_its_end_before_ends_with_the_token_that_says_so(grammar
     assert set(ids(masks, 0)) == ENDS
     _, moving = masks.advance([0], {0: min(ENDS)})
     assert moving is not None
-    assert moving.ended() == [0]
+    assert moving.ended(wait=True) == [0]
     assert masks.matchers[0].error is None
 
 
@@ -189,7 +189,8 @@ def test_answers_move_on_as_if_each_were_alone() -> None:
             moves[row] = draw.choice(may)
         complete, moving = masks.advance(here, moves)
         assert complete == []
-        ended = set(moving.ended()) if moving is not None and draw.random() < 0.5 else None
+        wait = draw.random() < 0.5
+        ended = set(moving.ended(wait=wait)) if moving is not None and (wait or moving.ended(wait=False)) else None
         for row, slot in enumerate(here):
             alone[slot].advance(moves[row])
             if alone[slot].complete:
@@ -253,7 +254,7 @@ def test_a_parser_that_cannot_go_on_allows_nothing_and_holds_up_no_other() -> No
     masks.begin([0, 1])
     _, moving = masks.advance([0, 1], {0: letter, 1: letter})  # no digit: as if the parser had got lost
     assert moving is not None
-    assert moving.ended() == []
+    assert moving.ended(wait=True) == []
     masks.begin([0, 1])
     assert ids(masks, 0) == []
     assert masks.matchers[0].error is not None
@@ -285,3 +286,23 @@ masks.advance(slots, dict.fromkeys(slots, pieces.index(b"abc")))
 def test_a_process_that_ends_and_masks_that_go_wait_for_what_moves(then: str) -> None:
     done = subprocess.run([sys.executable, "-c", MOVES_AT_ITS_END + then], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.usefixtures("threads")
+def test_one_that_is_whole_is_told_with_the_next_step_and_is_asked_nothing_more() -> None:
+    masks = Masks(2, VOCAB, aside=False)
+    answer = regex(followed(), "ab").answer()
+    masks.set_slot(0, answer)
+    for letter in (b"a", b"b"):
+        masks.begin([0])
+        assert masks.whole([0], masks.rows([0])) == []
+        assert ids(masks, 0) == [PIECES.index(letter)]
+        masks.advance([0], {0: PIECES.index(letter)})
+    masks.begin([0])
+    masks.words()
+    assert masks.whole([0], masks.rows([0])) == [0]
+    masks.set_slot(1, answer, [PIECES.index(b"a"), PIECES.index(b"b")])  # it was preempted meanwhile
+    masks.begin([1])
+    masks.words()
+    assert masks.whole([1], masks.rows([1])) == [0]
+    assert masks.matchers[1].error is None

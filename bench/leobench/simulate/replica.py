@@ -117,7 +117,7 @@ class Launched:
     step: Step
     done: float
 
-    def ended(self) -> Sequence[int]:
+    def ended(self, *, wait: bool) -> Sequence[int]:
         return ()
 
     def results(self) -> list[Result]:

@@ -47,6 +47,10 @@ class Follower:
         self._count = len(rows)
         library().follow(self._address, ctypes.addressof(self._rows), self._count)
 
+    def is_done(self) -> bool:
+        """Whether `wait` would not wait."""
+        return not self._count or library().is_done(self._address) != 0
+
     def wait(self) -> list[int]:
         """Until all is done. The numbers of the rows of the last `begin` whose tokens nothing can follow."""
         if not self._count or not self._delete.alive:

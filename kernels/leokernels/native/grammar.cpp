@@ -35,6 +35,8 @@ public:
         pool.put_off(call, this, count);
     }
 
+    bool is_done() const { return done.load(std::memory_order_acquire) >= size; }
+
     void wait() {
         while (done.load(std::memory_order_acquire) < size && pool.help()) {
         }
@@ -112,6 +114,7 @@ void leo_follower_delete(void* follower) {
     delete (Follower*)follower;
 }
 void leo_follow(void* follower, LeoFollow* rows, int64_t count) { ((Follower*)follower)->begin(rows, (int)count); }
+int leo_is_done(const void* follower) { return ((const Follower*)follower)->is_done(); }
 void leo_followed(void* follower) { ((Follower*)follower)->wait(); }
 
 void* leo_speller_new(const char* bytes, const uint32_t* lengths, int64_t count, int64_t most) {

@@ -153,6 +153,7 @@ void* leo_follower_new(void* pool, const LeoParsers* parsers);
 void leo_follower_delete(void* follower);
 // Begin to give each parser its token and to make the masks. Rows and masks are the follower's until leo_followed.
 void leo_follow(void* follower, LeoFollow* rows, int64_t count);
+int leo_is_done(const void* follower);
 void leo_followed(void* follower);  // wait until all is done
 
 // Tokens by id, one after the other; those without a length are not used. `most`: bytes of a text that are spelled.

@@ -103,6 +103,7 @@ class Library:
     follower_new: Callable[..., int]
     follower_delete: Callable[[int], None]
     follow: Callable[..., None]
+    is_done: Callable[[int], int]
     followed: Callable[[int], None]
     speller_new: Callable[..., int]
     speller_delete: Callable[[int], None]
@@ -128,6 +129,7 @@ def library() -> Library:
         "forward_bytes": (length, [kind, job, length]),
         "follower_new": (address, [address, job]),
         "follow": (None, [address, address, length]),
+        "is_done": (kind, [address]),
         "speller_new": (address, [job, job, length, length]),
         "spell": (ctypes.c_size_t, [address, job, ctypes.c_size_t, address, ctypes.c_size_t]),
     }

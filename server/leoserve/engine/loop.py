@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn, Protocol
 
 from leoserve.engine.request import Abort, Refused, Request, StepOutputs
@@ -40,11 +41,11 @@ class LaunchedStep(Protocol):
         """Wait for the step. Row by row what it brought, in the order of `step.rows`."""
         ...
 
-    def ended(self) -> Sequence[int]:
+    def ended(self, *, wait: bool) -> Sequence[int]:
         """More rows, by number, after whose tokens their grammars allow nothing.
 
-        What takes a while to find out is told here rather than in `results`: by the time that the next step is planned
-        nobody has to wait for it any more.
+        What takes a while to find out is told here rather than in `results`: as a rule it is known by the time that the
+        next step is planned. Where it is not, and nobody is to `wait`, the next step's results say it.
         """
         ...
 
@@ -126,14 +127,14 @@ class EngineLoop:
             return False
         step, launched, begin = self._launched.popleft()
         results = launched.results()
-        outputs = self.scheduler.complete(step, results, self._clock() - begin, launched.ended)
+        outputs = self.scheduler.complete(step, results, self._clock() - begin, partial(launched.ended, wait=True))
         self._completed = launched
         self._send(StepOutputs(outputs, self.scheduler.snapshot()))
         return True
 
     def _end_answers(self) -> None:
-        """Those that are whole by what is known late of the step that was completed last."""
-        ended = self._completed.ended() if self._completed is not None else ()
+        """Those that are whole by what has become known of the step that was completed last."""
+        ended = self._completed.ended(wait=False) if self._completed is not None else ()
         self._completed = None
         if ended:
             self._send(StepOutputs(self.scheduler.end(ended), self.scheduler.snapshot()))
@@ -182,5 +183,5 @@ class OneByOne:
     def results(self) -> Sequence[Result]:
         return [result for part in self._parts for result in part.results()]
 
-    def ended(self) -> Sequence[int]:
-        return [number for number, part in enumerate(self._parts) if part.ended()]
+    def ended(self, *, wait: bool) -> Sequence[int]:
+        return [number for number, part in enumerate(self._parts) if part.ended(wait=wait)]

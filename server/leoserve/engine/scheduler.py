@@ -255,7 +255,10 @@ class Scheduler(Holdings):
             return output_of(sequence, row, [], None, "length")
         token = result.token
         if token is None:
-            raise ValueError("a row that samples came back without a token")
+            if not result.complete:
+                raise ValueError("a row that samples came back without a token")
+            self._end(sequence)
+            return end_of(sequence)
         sequence.tokens.append(token)
         reason: FinishReason | None = None
         request = sequence.request

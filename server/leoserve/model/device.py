@@ -62,7 +62,7 @@ class DeviceStep:
     scored: list[tuple[int, Logprobs, int, int]]  # number of the row, most likely ones of its targets, how many of each
     done: Event
 
-    def ended(self) -> Sequence[int]:
+    def ended(self, *, wait: bool) -> Sequence[int]:
         return ()
 
     def results(self) -> list[Result]:

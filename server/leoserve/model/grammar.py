@@ -148,6 +148,8 @@ class Matcher:
             self._fill(self.mask)
 
     def _fill(self, mask: Mask) -> None:
+        if self.whole:
+            return  # a parser is not asked again
         if not self.failed:
             self.parser.unsafe_compute_mask_ptr(*mask.place)
         if self.failed:

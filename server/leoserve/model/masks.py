@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import cast
 
@@ -26,9 +26,11 @@ class Moving:
         self._ended: list[int] | None = None
         follower.begin(places)
 
-    def ended(self) -> list[int]:
-        """The rows after whose tokens nothing can follow. Waits until the masks are made."""
+    def ended(self, *, wait: bool) -> list[int]:
+        """The rows after whose tokens nothing can follow. None of them, unless it may `wait`, if it had to."""
         if self._ended is None:
+            if not wait and not self._follower.is_done():
+                return []
             ended = [self._rows[number] for number in self._follower.wait()]
             for _, matcher in ended:
                 matcher.whole = True
@@ -143,7 +145,7 @@ class Masks:
     def settle(self) -> None:
         """Wait until no matcher is moving any more."""
         if self._moving is not None:
-            self._moving.ended()
+            self._moving.ended(wait=True)
             self._moving = None
 
     def words(self) -> Words:
@@ -156,6 +158,10 @@ class Masks:
                 if parser.is_error():
                     self._words[slot] = 0
         return self._words
+
+    def whole(self, slots: Sequence[int], rows: Iterable[int]) -> list[int]:
+        """Of these rows those whose answers were at their end before this step."""
+        return [row for row in rows if self.matchers[slots[row]].whole]
 
     def rows_of_words(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """For each of these slots the row of `words` that is about it, -1 where it follows no grammar."""

@@ -5,7 +5,7 @@ The runner of a device that computes while the host waits: a step's results are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,9 +13,8 @@ import torch
 from leoserve.model.batch import Batch, BlockTables, Int64, build_batch
 from leoserve.model.llama import Llama
 from leoserve.model.sampler import Sampler
-from leoserve.model.step import Computed, Result, Row, RowResult, Step, TokenLogprobs, in_full
+from leoserve.model.step import Computed, Late, Result, Row, RowResult, Step, TokenLogprobs, in_full
 
-Late = Callable[[], Sequence[int]]  # rows that have ended: LaunchedStep.ended
 LOGITS_PER_PASS = 64  # rows of logits that a scored prompt holds at a time
 
 
@@ -106,7 +105,9 @@ class Runner:
         given, late = self._choose(hidden, *chosen)
         for number, result in zip(wanted, given, strict=True):
             results[number] = result
-        return results, None if late is None else lambda: [wanted[place] for place in late()]
+        if late is None:
+            return results, None
+        return results, lambda *, wait: [wanted[place] for place in late(wait=wait)]
 
     def _choose(
         self, hidden: torch.Tensor, slots: list[int], where: Int64, positions: list[int]

@@ -53,6 +53,7 @@ class Sampled:
     failed: list[str | None]
     complete: Collection[int] = ()  # rows whose grammar allows nothing after this token
     moving: Moving | None = None  # what will tell of more such rows, among those of which nothing else is to be said
+    over: Collection[int] = ()  # rows whose answers were at their end before: their tokens are without meaning
 
     def results(self) -> list[Result]:
         """Row by row what the scheduler is told."""
@@ -63,6 +64,8 @@ class Sampled:
                 if logprobs is not None or why is not None or complete:
                     kind = _kind_of_error(why)
                     results[row] = RowResult(token, logprobs, None, why, kind, complete)
+        for row in self.over:
+            results[row] = RowResult(complete=True)
         return results
 
 
@@ -157,14 +160,18 @@ class Sampler:
                 if entry.rank == 0:
                     failed[row] = NOT_FINITE
         token_ids: list[int] = tokens.tolist()
+        over = self._masks.whole(slots, masked) if masked else []
+        for row in over:
+            failed[row] = logprobs[row] = None
         for row in _failures(failed):
             token_ids[row] = self._any_id
             logprobs[row] = None
-        told = self._masks.advance(slots, self._moves(masked, slots, token_ids, failed)) if masked else ()
+        going = [row for row in masked if row not in over] if over else masked
+        told = self._masks.advance(slots, self._moves(going, slots, token_ids, failed)) if masked else ([], None)
         for row, edit in edits:
             if failed[row] is None:
                 edit.add(token_ids[row])
-        return Sampled(token_ids, logprobs, failed, *told)
+        return Sampled(token_ids, logprobs, failed, *told, over)
 
     def _moves(
         self, masked: list[int], slots: list[int], token_ids: list[int], failed: list[str | None]

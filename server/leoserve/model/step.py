@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
@@ -122,7 +122,10 @@ class Step:
 
 
 class RowResult(msgspec.Struct, gc=False):
-    """What one row brought. `error` fails its sequence, and no other; `error_kind` says whose fault it is."""
+    """What one row brought. `error` fails its sequence, and no other; `error_kind` says whose fault it is.
+
+    `complete` without a token: its answer was at its end before.
+    """
 
     token: int | None = None
     logprobs: TokenLogprobs | None = None
@@ -140,18 +143,24 @@ def in_full(result: Result) -> RowResult:
     return RowResult(result) if isinstance(result, int) else result
 
 
+class Late(Protocol):
+    """`LaunchedStep.ended`."""
+
+    def __call__(self, *, wait: bool) -> Sequence[int]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Computed:
     """A launched step whose results are there, but for what `late` tells, if anything: see `LaunchedStep.ended`."""
 
     rows: Sequence[Result]
-    late: Callable[[], Sequence[int]] | None = None
+    late: Late | None = None
 
     def results(self) -> Sequence[Result]:
         return self.rows
 
-    def ended(self) -> Sequence[int]:
-        return self.late() if self.late is not None else ()
+    def ended(self, *, wait: bool) -> Sequence[int]:
+        return self.late(wait=wait) if self.late is not None else ()
 
 
 class Unrecoverable(Exception):

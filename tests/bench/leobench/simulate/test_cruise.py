@@ -114,7 +114,7 @@ class Late:
     done: float
     rows: list[RowResult]
 
-    def ended(self) -> Sequence[int]:
+    def ended(self, *, wait: bool) -> Sequence[int]:
         return ()
 
     def results(self) -> list[RowResult]:
