@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 
-ROUNDS, TOKENS = 5, 64
+TOKENS = 64
 SCHEMA = {
     "type": "object",
     "properties": {"titel": {"type": "string", "minLength": 2000}, "größe": {"type": "number"}},
@@ -59,7 +59,7 @@ async def answer(client: httpx.AsyncClient, model: str, number: int, *, constrai
     return [after - before for before, after in pairwise(seen[8:])]
 
 
-async def rounds(url: str, model: str, rows: int) -> dict[str, list[float]]:
+async def play(url: str, model: str, rows: int, rounds: int) -> dict[str, list[float]]:
     """Seconds between tokens, by kind of answer and of company."""
     times: dict[str, list[float]] = {
         "free": [],
@@ -68,7 +68,7 @@ async def rounds(url: str, model: str, rows: int) -> dict[str, list[float]]:
         "constrained_beside_free": [],
     }
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-        for turn in range(ROUNDS + 1):
+        for turn in range(rounds + 1):
             for kinds in ([False] * rows, [True] * rows, [number % 2 == 0 for number in range(rows)]):
                 told = await asyncio.gather(
                     *(answer(client, model, number, constrained=kind) for number, kind in enumerate(kinds))
@@ -84,6 +84,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16])
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="of the three kinds of sets"
+    )
     options = parser.parse_args()
     command = [sys.executable, "-m", "leoserve", "serve", options.model, "--port", "0", "--served-model-name", "leo"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
@@ -93,7 +96,7 @@ def main() -> None:
             threading.Thread(target=server.stderr.read, daemon=True).start()  # a full pipe would stop the server
             results = {}
             for rows in options.rows:
-                times = asyncio.run(rounds(url, "leo", rows))
+                times = asyncio.run(play(url, "leo", rows, options.rounds))
                 median = {kind: statistics.median(gaps) for kind, gaps in times.items() if gaps}
                 results[rows] = {
                     kind: {"ms": round(each * 1e3, 2), "ratio": round(each / median["free"], 3)}

@@ -181,7 +181,7 @@ def test_a_choice_under_a_mask_is_that_of_masked_logits(columns: int) -> None:
     rows = np.flatnonzero(slots >= 0)
     native.mask(masked, rows, slots[rows], words)
     temperatures, uniforms = np.resize([0, 0.5, 1], 40), np.random.default_rng(1).random(40)
-    peaks, found = native.choose(logits, temperatures, uniforms, (slots, words))
+    peaks, found = native.choose(logits, temperatures, uniforms, native.RowMasks(slots, words))
     others = native.choose(masked, temperatures, uniforms)
     np.testing.assert_array_equal(peaks, others[0])
     np.testing.assert_array_equal(found, others[1])
@@ -206,7 +206,7 @@ def test_choosing_refuses_what_it_would_misread() -> None:
     with pytest.raises(ValueError, match="int32"):
         native.mask(logits, np.zeros(1), np.zeros(1), words.astype(np.int64))
     with pytest.raises(ValueError, match="one of 1 "):
-        native.choose(logits, np.zeros(2), np.zeros(2), (np.array([0, 1]), words))
+        native.choose(logits, np.zeros(2), np.zeros(2), native.RowMasks(np.array([0, 1]), words))
 
 
 def test_exponentials_reach_into_every_corner() -> None:
@@ -295,8 +295,8 @@ def test_parsers_are_moved_on_beside_other_jobs_and_each_once() -> None:
         tokens = draw.integers(0, 97, count)
         masks = np.full((70, 2), 7, np.uint32)
         kept.append(masks)  # until nobody writes to it
-        rows = [(row + 1, masks[row].ctypes.data, 8, int(token)) for row, token in enumerate(tokens)]
-        parsers.follower.begin(rows)
+        rows = [(row + 1, masks[row].ctypes.data, 8, int(token), 0) for row, token in enumerate(tokens)]
+        parsers.follower.begin(np.array(rows, native.FOLLOW))
         for _ in range(turn % 4):
             assert torch.equal(identity(x), x)
         while turn % 2 and not parsers.follower.is_done():

@@ -229,7 +229,7 @@ def test_a_draw_under_a_mask_is_that_of_masked_logits(columns: int) -> None:
     masked, rows = logits.clone(), np.flatnonzero(slots >= 0)
     native.mask(masked, rows, slots[rows], words)
     temperatures, *limits = (np.array(each) for each in zip(*cases, strict=True))
-    found = native.choose(logits, temperatures, uniforms, (slots, words), Limits(*limits))
+    found = native.choose(logits, temperatures, uniforms, native.RowMasks(slots, words), Limits(*limits))
     expected = native.choose(masked, temperatures, uniforms, limits=Limits(*limits))
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])

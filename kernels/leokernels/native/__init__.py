@@ -9,17 +9,18 @@ A row's bits depend on nothing but the row: neither on what else is in the batch
 
 from __future__ import annotations
 
-from leokernels.native.following import Follower, Speller
+from leokernels.native.following import FOLLOW, Follower, Speller
 from leokernels.native.layer import Packed, attention, rms_norm, rope_and_cache, silu_and_mul
 from leokernels.native.loading import KINDS, has_matrix_units, missing, use_threads
 from leokernels.native.network import LayerWeights, Network
-from leokernels.native.sampling import Limits, choose, mask
+from leokernels.native.sampling import Limits, RowMasks, choose, mask
 
 HEAD_DIMS = tuple(range(32, 257, 32))
 BLOCK_MULTIPLE = 16
 
 __all__ = [
     "BLOCK_MULTIPLE",
+    "FOLLOW",
     "HEAD_DIMS",
     "KINDS",
     "Follower",
@@ -27,6 +28,7 @@ __all__ = [
     "Limits",
     "Network",
     "Packed",
+    "RowMasks",
     "Speller",
     "attention",
     "choose",

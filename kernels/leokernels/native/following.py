@@ -8,13 +8,16 @@ import weakref
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from leokernels.native.loading import library, pool
 
 # The structures of leonative.h, field by field.
 _PARSERS = struct.Struct("@2P")
-_FOLLOW = struct.Struct("@2PqIi")
-_WORDS = _FOLLOW.size // 4  # of 32 bits, of which the last is a row's state
+FOLLOW = np.dtype(
+    [("parser", np.uintp), ("words", np.uintp), ("bytes", np.int64), ("token", np.uint32), ("state", np.int32)],
+    align=True,
+)
 _STOPPED = 2
 
 
@@ -28,37 +31,32 @@ class Follower:
         """The addresses of a parser's functions, as LeoParsers has them. Raises RuntimeError where the library is
         missing."""
         self._address = library().follower_new(pool(), _PARSERS.pack(commit, mask))
-        self._rows = ctypes.create_string_buffer(0)
-        self._count = 0
+        self._rows = np.zeros(0, FOLLOW)  # until `wait`
         self._delete = weakref.finalize(self, library().follower_delete, self._address)  # waits; so at the process' end
 
-    def begin(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
-        """Each row: the address of a parser, that of its mask, the mask's bytes, and the token that was chosen.
+    def begin(self, rows: NDArray[np.void]) -> None:
+        """rows [R] FOLLOW, which are the follower's from here on: the addresses of a parser and of its mask, the mask's
+        bytes, the token that was chosen, and 0.
 
         A mask is all 0 of a parser that cannot go on, and stays as it was where nothing can follow the token. Parsers
         and masks must live, and nobody may use them, until `wait`. Waits for what was begun before.
         """
         self.wait()
-        size = _FOLLOW.size
-        if len(self._rows) < size * len(rows):
-            self._rows = ctypes.create_string_buffer(2 * size * len(rows))
-        for number, row in enumerate(rows):
-            _FOLLOW.pack_into(self._rows, size * number, *row, 0)
-        self._count = len(rows)
-        library().follow(self._address, ctypes.addressof(self._rows), self._count)
+        self._rows = rows
+        library().follow(self._address, rows.ctypes.data, len(rows))
 
     def is_done(self) -> bool:
         """Whether `wait` would not wait."""
-        return not self._count or library().is_done(self._address) != 0
+        return not len(self._rows) or library().is_done(self._address) != 0
 
     def wait(self) -> list[int]:
         """Until all is done. The numbers of the rows of the last `begin` whose tokens nothing can follow."""
-        if not self._count or not self._delete.alive:
+        if not len(self._rows) or not self._delete.alive:
             return []
         library().followed(self._address)
-        states = np.frombuffer(memoryview(self._rows), np.int32, self._count * _WORDS)[_WORDS - 1 :: _WORDS]
-        self._count = 0
-        return np.flatnonzero(states & _STOPPED).tolist()
+        ended: list[int] = np.flatnonzero(self._rows["state"] & _STOPPED).tolist()
+        self._rows = np.zeros(0, FOLLOW)
+        return ended
 
 
 class Speller:

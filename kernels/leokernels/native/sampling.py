@@ -46,11 +46,25 @@ class Limits(NamedTuple):
     min_p: NDArray[np.float64]  # up to 1; 0 is no limit
 
 
+class RowMasks:
+    """What the rows of a step are allowed, kept from step to step: neither array may be another meanwhile."""
+
+    def __init__(self, places: NDArray[np.int64], words: NDArray[np.int32]) -> None:
+        """`places` [R]: the row of a row's `words` [slots, W], as in `mask`, or -1. Raises ValueError for others."""
+        _check_words(words)
+        places = np.ascontiguousarray(places, dtype=np.int64)
+        if places.max(initial=-1) >= len(words):
+            raise ValueError(f"each of {len(places)} rows takes one of {len(words)} masks, or none")
+        self.rows, self.size = len(places), words.shape[1]
+        self.addresses = places.ctypes.data, words.ctypes.data
+        self._kept = places, words
+
+
 def choose(
     logits: Tensor,
     temperatures: NDArray[np.float32],
     uniforms: NDArray[np.float64],
-    masks: tuple[NDArray[np.int64], NDArray[np.int32]] | None = None,
+    masks: RowMasks | None = None,
     limits: Limits | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The largest of each row of logits [R, V] float32, NaN where one is, and the id that is chosen; both [R].
@@ -61,8 +75,7 @@ def choose(
     likely, then top_p the fewest that have at least top_p of the mass that is left by then, and always one; the larger
     logit first, and among equal ones the lower id.
 
-    Without a meaning where the largest is not finite. `masks`: [R] the row of a row's words, or -1, and the words
-    [slots, W] as in `mask`. Raises ValueError for arrays of another kind.
+    Without a meaning where the largest is not finite. Raises ValueError for arrays of another kind.
     """
     _check_logits(logits)
     rows, columns = logits.shape
@@ -72,11 +85,9 @@ def choose(
         raise ValueError(f"{rows} rows take as many temperatures and uniforms")
     slots, words, size = 0, 0, 0
     if masks is not None:
-        places = np.ascontiguousarray(masks[0], dtype=np.int64)
-        _check_words(masks[1])
-        if len(places) != rows or places.max(initial=-1) >= len(masks[1]):
-            raise ValueError(f"each of {rows} rows takes one of {len(masks[1])} masks, or none")
-        slots, words, size = places.ctypes.data, masks[1].ctypes.data, masks[1].shape[1]
+        if masks.rows != rows:
+            raise ValueError(f"{rows} rows take as many masks")
+        (slots, words), size = masks.addresses, masks.size
     top_k, top_p, min_p = 0, 0, 0
     if limits is not None:
         first = np.ascontiguousarray(limits.top_k, dtype=np.int64)

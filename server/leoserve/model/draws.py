@@ -53,7 +53,7 @@ class Draws:
         logits: Tensor,
         slots: Sequence[int],
         positions: Sequence[int],
-        masks: tuple[Ids, NDArray[np.int32]] | None,
+        masks: native.RowMasks | None,
     ) -> tuple[NDArray[np.float32], Tensor]:
         """Natively: the largest of each row of logits [R, V], and the tokens; both [R]. See native.choose."""
         where = np.array(slots)

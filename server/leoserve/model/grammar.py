@@ -125,19 +125,16 @@ class Matcher:
         self.taken = 0  # tokens
         self.whole = False  # as its follower has found
         self.mask: Mask | None = None
-        self.place: tuple[int, int, int] | None = None  # for the follower: of the parser, of the mask, and its bytes
 
     def keep(self, mask: Mask) -> None:
         """Have this mask say what may come next, from now on and after each token."""
         if mask is not self.mask:
             self.mask = mask
-            if self.follower is not None:
-                self.place = (self.follower.address_of(self.parser), *mask.place)
             self._fill(mask)
 
     def leave(self) -> None:
         """Have nothing more to do with the mask."""
-        self.mask = self.place = None
+        self.mask = None
 
     def advance(self, token: int) -> None:
         """Take note of the token that was chosen."""

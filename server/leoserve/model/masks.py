@@ -10,6 +10,7 @@ import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
+from leokernels import native
 from leoserve.model.grammar import Answer, CompiledGrammar, Mask, Matcher, Words
 from leoserve.model.parsers import Follower
 
@@ -19,23 +20,24 @@ Startable = Answer | CompiledGrammar
 class Moving:
     """Matchers that a follower moves on, and whose masks it makes. Nobody else may use them until `ended`."""
 
-    def __init__(self, follower: Follower, rows: dict[int, Matcher], places: list[tuple[int, int, int, int]]) -> None:
-        self.matchers = set(rows.values())
+    def __init__(self, follower: Follower, rows: list[int], matchers: list[Matcher], jobs: NDArray[np.void]) -> None:
+        """The rows and their matchers; `jobs`: as leokernels.native.Follower takes them."""
+        self.matchers = matchers
         self._follower = follower
-        self._rows = [*rows.items()]
+        self._rows = rows
         self._ended: list[int] | None = None
-        follower.begin(places)
+        follower.begin(jobs)
 
     def ended(self, *, wait: bool) -> list[int]:
         """The rows after whose tokens nothing can follow. None of them, unless it may `wait`, if it had to."""
         if self._ended is None:
             if not wait and not self._follower.is_done():
                 return []
-            ended = [self._rows[number] for number in self._follower.wait()]
-            for _, matcher in ended:
-                matcher.whole = True
-            self._ended = [row for row, _ in ended]
-            self.matchers = set()
+            numbers = self._follower.wait()
+            for number in numbers:
+                self.matchers[number].whole = True
+            self._ended = [self._rows[number] for number in numbers]
+            self.matchers = []
         return self._ended
 
     def __del__(self) -> None:
@@ -61,6 +63,9 @@ class Masks:
         self._places = np.full(slots, -1)  # by slot, the row of its words; -1: it has none
         self._step: Sequence[int] = ()  # the slots that were begun last
         self._rows: list[int] = []  # of these, which follow a grammar
+        self._here: list[Matcher] = []  # and theirs
+        self._of_rows: native.RowMasks | None = None
+        self._jobs = np.zeros(slots, native.FOLLOW)  # by slot, what is the same in every step
         self._are_made = False  # or on their way, the masks of these
         self._executor: llguidance.LLExecutor | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -84,20 +89,21 @@ class Masks:
         if slots != self._step:  # as a rule they are those of the step before
             self._step, self._are_made = slots, False
             self._rows = [row for row, slot in enumerate(slots) if slot in self.matchers] if self.matchers else []
+            self._here = [self.matchers[slots[row]] for row in self._rows]
+            self._of_rows = None
         return self._rows
 
     def begin(self, slots: Sequence[int]) -> None:
         """The masks of these slots will be needed. Until `words` nobody may use their matchers."""
-        here = [slots[row] for row in self.rows(slots)] if self.matchers else []
-        if not here or self._are_made:
+        if not self.rows(slots) or self._are_made:
             return
         if not self._words.shape[1]:  # most servers never need them
-            self._words = np.zeros((self._slots, self.matchers[here[0]].words), dtype=np.int32)
+            self._words = np.zeros((self._slots, self._here[0].words), dtype=np.int32)
             self._masks = [Mask(row) for row in self._words]
-        moving = self._moving.matchers if self._moving is not None else ()
+        moving = set(self._moving.matchers) if self._moving is not None else ()
         self._filled = []
-        for slot in here:
-            matcher = self.matchers[slot]
+        for row, matcher in zip(self._rows, self._here, strict=True):
+            slot = slots[row]
             if matcher not in moving or matcher.mask is not self._masks[slot]:
                 self._make(slot, matcher)
         if self._filled:
@@ -113,6 +119,8 @@ class Masks:
             self._filled.append((cast("llguidance.LLMatcher", matcher.parser), slot))
         else:
             matcher.keep(self._masks[slot])
+            if matcher.follower is not None:
+                self._jobs[slot] = matcher.follower.address_of(matcher.parser), *self._masks[slot].place, 0, 0
 
     def _start(self, rows: list[tuple[llguidance.LLMatcher, int]]) -> None:
         if self._executor is None or self._thread is None:
@@ -126,20 +134,20 @@ class Masks:
         The rows whose grammars allow nothing after that, if it is known at once; else none, and what will tell.
         """
         self.settle()
-        self._are_made &= len(tokens) == len(self._rows)
-        rows, places, follower = {}, [], None
-        for row, token in tokens.items():
-            rows[row] = matcher = self.matchers[slots[row]]
-            if matcher.place is not None:
-                places.append((*matcher.place, token))
-                follower = matcher.follower
-        if follower is None or len(places) < len(rows):
-            for row, matcher in rows.items():
-                matcher.advance(tokens[row])
-            return [row for row, matcher in rows.items() if matcher.complete], None
-        for matcher in rows.values():
+        rows, matchers = self._rows, self._here
+        if len(tokens) < len(rows):
+            self._are_made = False
+            rows, matchers = [*tokens], [self.matchers[slots[row]] for row in tokens]
+        follower = matchers[0].follower if matchers else None
+        if follower is None:
+            for matcher, token in zip(matchers, tokens.values(), strict=True):
+                matcher.advance(token)
+            return [row for row, matcher in zip(rows, matchers, strict=True) if matcher.complete], None
+        for matcher in matchers:
             matcher.taken += 1
-        self._moving = Moving(follower, rows, places)
+        jobs = self._jobs[[slots[row] for row in rows]]
+        jobs["token"] = [*tokens.values()]
+        self._moving = Moving(follower, rows, matchers, jobs)
         return [], self._moving
 
     def settle(self) -> None:
@@ -163,9 +171,13 @@ class Masks:
         """Of these rows those whose answers were at their end before this step."""
         return [row for row in rows if self.matchers[slots[row]].whole]
 
-    def rows_of_words(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """For each of these slots the row of `words` that is about it, -1 where it follows no grammar."""
-        return self._places[slots]
+    def of_rows(self, slots: Sequence[int]) -> native.RowMasks:
+        """`words`, and for each of these slots the row that is about it, if it follows a grammar."""
+        self.rows(slots)
+        words = self.words()
+        if self._of_rows is None:
+            self._of_rows = native.RowMasks(self._places[np.array(slots)], words)
+        return self._of_rows
 
     def allowed_flags(self, slot: int) -> NDArray[np.bool_]:
         """[vocab]: what may come next in a slot, a flag for each id."""

@@ -6,10 +6,12 @@ An Earley parser over a lexer of regular-expression derivatives, walked along a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
 import llguidance
+import numpy as np
+from numpy.typing import NDArray
 
 from leoserve.model.step import TokenTable
 
@@ -32,7 +34,7 @@ class Follower(Protocol):
     """Moves several parsers on and makes their masks, while their thread goes on. See leokernels.native.Follower."""
 
     def address_of(self, parser: Parser, /) -> int: ...
-    def begin(self, rows: Sequence[tuple[int, int, int, int]], /) -> None: ...
+    def begin(self, rows: NDArray[np.void], /) -> None: ...
     def is_done(self) -> bool: ...
     def wait(self) -> list[int]: ...
 

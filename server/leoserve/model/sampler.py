@@ -142,7 +142,7 @@ class Sampler:
         if edits:
             apply_edits(logits, edits)
         if self._natively:
-            masks = (self._masks.rows_of_words(np.array(slots)), self._masks.words()) if masked else None
+            masks = self._masks.of_rows(slots) if masked else None
             peaks, tokens = self._draws.choose(logits, slots, positions, masks)
         else:
             apply_masks(logits, [(row, slots[row]) for row in masked], self._masks)
