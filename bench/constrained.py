@@ -84,9 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16])
-    parser.add_argument(
-        "--rounds", type=int, default=20, help="of the three kinds of sets"
-    )
+    parser.add_argument("--rounds", type=int, default=20, help="of the three kinds of sets")
     options = parser.parse_args()
     command = [sys.executable, "-m", "leoserve", "serve", options.model, "--port", "0", "--served-model-name", "leo"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:

@@ -289,7 +289,7 @@ def test_parsers_are_moved_on_beside_other_jobs_and_each_once() -> None:
     parsers, kept = Parsers(70), []
     identity, x = Packed(torch.eye(256)), torch.arange(40 * 256).float().view(40, 256)
     draw = np.random.default_rng(5)
-    assert parsers.follower.wait() == []
+    assert parsers.follower.ended(wait=False) == []
     for turn in range(120):
         count = int(draw.integers(0, 70))
         tokens = draw.integers(0, 97, count)
@@ -299,17 +299,17 @@ def test_parsers_are_moved_on_beside_other_jobs_and_each_once() -> None:
         parsers.follower.begin(np.array(rows, native.FOLLOW))
         for _ in range(turn % 4):
             assert torch.equal(identity(x), x)
-        while turn % 2 and not parsers.follower.is_done():
-            pass
         if turn % 3:  # else the next `begin` waits
-            assert parsers.follower.wait() == np.flatnonzero(tokens == 90).tolist()
-            assert parsers.follower.wait() == []
+            while (ended := parsers.follower.ended(wait=turn % 2 == 0)) is None:
+                assert turn % 2
+            assert ended == np.flatnonzero(tokens == 90).tolist()
+            assert parsers.follower.ended(wait=False) == []
             assert parsers.last[:count] == tokens.tolist()
             expected = np.stack([tokens, tokens + 1], 1).astype(np.uint32)
             expected[tokens == 90], expected[tokens > 94] = 7, 0
             np.testing.assert_array_equal(masks[:count], expected)
             assert (masks[count:] == 7).all()
-    parsers.follower.wait()
+    parsers.follower.ended(wait=True)
 
 
 @pytest.mark.usefixtures("threads")

@@ -18,6 +18,7 @@ FOLLOW = np.dtype(
     [("parser", np.uintp), ("words", np.uintp), ("bytes", np.int64), ("token", np.uint32), ("state", np.int32)],
     align=True,
 )
+NONE = np.zeros(0, FOLLOW)
 _STOPPED = 2
 
 
@@ -31,7 +32,7 @@ class Follower:
         """The addresses of a parser's functions, as LeoParsers has them. Raises RuntimeError where the library is
         missing."""
         self._address = library().follower_new(pool(), _PARSERS.pack(commit, mask))
-        self._rows = np.zeros(0, FOLLOW)  # until `wait`
+        self._rows = NONE  # until they are done
         self._delete = weakref.finalize(self, library().follower_delete, self._address)  # waits; so at the process' end
 
     def begin(self, rows: NDArray[np.void]) -> None:
@@ -39,23 +40,24 @@ class Follower:
         bytes, the token that was chosen, and 0.
 
         A mask is all 0 of a parser that cannot go on, and stays as it was where nothing can follow the token. Parsers
-        and masks must live, and nobody may use them, until `wait`. Waits for what was begun before.
+        and masks must live, and nobody may use them, until `ended`. Waits for what was begun before.
         """
-        self.wait()
+        self.ended(wait=True)
         self._rows = rows
         library().follow(self._address, rows.ctypes.data, len(rows))
 
-    def is_done(self) -> bool:
-        """Whether `wait` would not wait."""
-        return not len(self._rows) or library().is_done(self._address) != 0
+    def ended(self, *, wait: bool) -> list[int] | None:
+        """The numbers of the rows of the last `begin` whose tokens nothing can follow; told once, then there is none.
 
-    def wait(self) -> list[int]:
-        """Until all is done. The numbers of the rows of the last `begin` whose tokens nothing can follow."""
-        if not len(self._rows) or not self._delete.alive:
+        None if not all is done, and it is not to `wait` for that.
+        """
+        if self._rows is NONE or not self._delete.alive:
             return []
-        library().followed(self._address)
-        ended: list[int] = np.flatnonzero(self._rows["state"] & _STOPPED).tolist()
-        self._rows = np.zeros(0, FOLLOW)
+        count = library().followed(self._address, wait)
+        if count < 0:
+            return None
+        rows, self._rows = self._rows, NONE
+        ended: list[int] = np.flatnonzero(rows["state"] & _STOPPED).tolist() if count else []
         return ended
 
 

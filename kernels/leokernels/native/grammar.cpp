@@ -37,6 +37,11 @@ public:
 
     bool is_done() const { return done.load(std::memory_order_acquire) >= size; }
 
+    // Of the rows that are done.
+    int stopped() const {
+        return (int)std::count_if(rows, rows + size, [](const LeoFollow& row) { return row.state & STOPPED; });
+    }
+
     void wait() {
         while (done.load(std::memory_order_acquire) < size && pool.help()) {
         }
@@ -114,8 +119,12 @@ void leo_follower_delete(void* follower) {
     delete (Follower*)follower;
 }
 void leo_follow(void* follower, LeoFollow* rows, int64_t count) { ((Follower*)follower)->begin(rows, (int)count); }
-int leo_is_done(const void* follower) { return ((const Follower*)follower)->is_done(); }
-void leo_followed(void* follower) { ((Follower*)follower)->wait(); }
+int leo_followed(void* at, int wait) {
+    Follower& follower = *(Follower*)at;
+    if (!wait && !follower.is_done()) return -1;
+    follower.wait();
+    return follower.stopped();
+}
 
 void* leo_speller_new(const char* bytes, const uint32_t* lengths, int64_t count, int64_t most) {
     return new Speller(bytes, lengths, count, most);

@@ -153,8 +153,8 @@ void* leo_follower_new(void* pool, const LeoParsers* parsers);
 void leo_follower_delete(void* follower);
 // Begin to give each parser its token and to make the masks. Rows and masks are the follower's until leo_followed.
 void leo_follow(void* follower, LeoFollow* rows, int64_t count);
-int leo_is_done(const void* follower);
-void leo_followed(void* follower);  // wait until all is done
+// How many rows have a token that nothing can follow, once all is done; -1: it is not, and the caller was not to wait.
+int leo_followed(void* follower, int wait);
 
 // Tokens by id, one after the other; those without a length are not used. `most`: bytes of a text that are spelled.
 void* leo_speller_new(const char* bytes, const uint32_t* lengths, int64_t count, int64_t most);

@@ -103,8 +103,7 @@ class Library:
     follower_new: Callable[..., int]
     follower_delete: Callable[[int], None]
     follow: Callable[..., None]
-    is_done: Callable[[int], int]
-    followed: Callable[[int], None]
+    followed: Callable[[int, int], int]
     speller_new: Callable[..., int]
     speller_delete: Callable[[int], None]
     spell: Callable[..., int]
@@ -129,12 +128,12 @@ def library() -> Library:
         "forward_bytes": (length, [kind, job, length]),
         "follower_new": (address, [address, job]),
         "follow": (None, [address, address, length]),
-        "is_done": (kind, [address]),
+        "followed": (kind, [address, kind]),
         "speller_new": (address, [job, job, length, length]),
         "spell": (ctypes.c_size_t, [address, job, ctypes.c_size_t, address, ctypes.c_size_t]),
     }
     signatures |= {name: (None, [address, kind, job]) for name in ("norm", "gate", "rope", "attention")}
-    signatures |= {name: (None, [address]) for name in ("follower_delete", "followed", "speller_delete")}
+    signatures |= {name: (None, [address]) for name in ("follower_delete", "speller_delete")}
     functions: dict[str, Callable[..., object]] = {}
     for function, (result, arguments) in signatures.items():
         functions[function] = entry = getattr(found, f"leo_{function}")

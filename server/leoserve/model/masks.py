@@ -20,9 +20,19 @@ Startable = Answer | CompiledGrammar
 class Moving:
     """Matchers that a follower moves on, and whose masks it makes. Nobody else may use them until `ended`."""
 
-    def __init__(self, follower: Follower, rows: list[int], matchers: list[Matcher], jobs: NDArray[np.void]) -> None:
-        """The rows and their matchers; `jobs`: as leokernels.native.Follower takes them."""
+    def __init__(
+        self,
+        follower: Follower,
+        rows: list[int],
+        matchers: list[Matcher],
+        jobs: NDArray[np.void],
+        whole: set[Matcher],
+    ) -> None:
+        """The rows and their matchers. `jobs`: as leokernels.native.Follower takes them. `whole`: gets those that turn
+        out to be at their end.
+        """
         self.matchers = matchers
+        self._whole = whole
         self._follower = follower
         self._rows = rows
         self._ended: list[int] | None = None
@@ -31,11 +41,12 @@ class Moving:
     def ended(self, *, wait: bool) -> list[int]:
         """The rows after whose tokens nothing can follow. None of them, unless it may `wait`, if it had to."""
         if self._ended is None:
-            if not wait and not self._follower.is_done():
+            numbers = self._follower.ended(wait=wait)
+            if numbers is None:
                 return []
-            numbers = self._follower.wait()
             for number in numbers:
                 self.matchers[number].whole = True
+                self._whole.add(self.matchers[number])
             self._ended = [self._rows[number] for number in numbers]
             self.matchers = []
         return self._ended
@@ -61,9 +72,11 @@ class Masks:
         self._words: Words = np.zeros((slots, 0), dtype=np.int32)  # as wide as the tokenizer is, once that is known
         self._masks: list[Mask] = []  # by slot
         self._places = np.full(slots, -1)  # by slot, the row of its words; -1: it has none
+        self._whole: set[Matcher] = set()  # of these, whose answers a follower has found to be at their end
         self._step: Sequence[int] = ()  # the slots that were begun last
         self._rows: list[int] = []  # of these, which follow a grammar
         self._here: list[Matcher] = []  # and theirs
+        self._where = np.zeros(0, np.int64)  # and their slots
         self._of_rows: native.RowMasks | None = None
         self._jobs = np.zeros(slots, native.FOLLOW)  # by slot, what is the same in every step
         self._are_made = False  # or on their way, the masks of these
@@ -76,13 +89,17 @@ class Masks:
     def set_slot(self, slot: int, grammar: Startable | None, generated: Sequence[int] = ()) -> None:
         """Give `slot` to an answer that has generated so much; None: it follows no grammar."""
         self._step, self._are_made = (), False
-        if grammar is None:
-            if self.matchers.pop(slot, None) is not None:
-                self._places[slot] = -1
-            return
-        self.settle()  # what is moving may be what comes back
-        self.matchers[slot] = grammar.start(generated)
-        self._places[slot] = slot
+        left = self.matchers.pop(slot, None)
+        if left is not None or grammar is not None:
+            self.settle()  # what is moving may be what leaves, or what comes back
+            self._places[slot] = -1
+        if left is not None:
+            self._whole.discard(left)
+        if grammar is not None:
+            self.matchers[slot] = matcher = grammar.start(generated)
+            self._places[slot] = slot
+            if matcher.whole:
+                self._whole.add(matcher)
 
     def rows(self, slots: Sequence[int]) -> list[int]:
         """The places in `slots` of those that follow a grammar."""
@@ -90,6 +107,7 @@ class Masks:
             self._step, self._are_made = slots, False
             self._rows = [row for row, slot in enumerate(slots) if slot in self.matchers] if self.matchers else []
             self._here = [self.matchers[slots[row]] for row in self._rows]
+            self._where = np.array([slots[row] for row in self._rows])
             self._of_rows = None
         return self._rows
 
@@ -134,10 +152,11 @@ class Masks:
         The rows whose grammars allow nothing after that, if it is known at once; else none, and what will tell.
         """
         self.settle()
-        rows, matchers = self._rows, self._here
+        rows, matchers, where = self._rows, self._here, self._where
         if len(tokens) < len(rows):
             self._are_made = False
-            rows, matchers = [*tokens], [self.matchers[slots[row]] for row in tokens]
+            rows, where = [*tokens], np.array([slots[row] for row in tokens])
+            matchers = [self.matchers[slots[row]] for row in rows]
         follower = matchers[0].follower if matchers else None
         if follower is None:
             for matcher, token in zip(matchers, tokens.values(), strict=True):
@@ -145,9 +164,9 @@ class Masks:
             return [row for row, matcher in zip(rows, matchers, strict=True) if matcher.complete], None
         for matcher in matchers:
             matcher.taken += 1
-        jobs = self._jobs[[slots[row] for row in rows]]
+        jobs = self._jobs[where]
         jobs["token"] = [*tokens.values()]
-        self._moving = Moving(follower, rows, matchers, jobs)
+        self._moving = Moving(follower, rows, matchers, jobs, self._whole)
         return [], self._moving
 
     def settle(self) -> None:
@@ -169,6 +188,8 @@ class Masks:
 
     def whole(self, slots: Sequence[int], rows: Iterable[int]) -> list[int]:
         """Of these rows those whose answers were at their end before this step."""
+        if not self._whole:
+            return []
         return [row for row in rows if self.matchers[slots[row]].whole]
 
     def of_rows(self, slots: Sequence[int]) -> native.RowMasks:

@@ -177,6 +177,8 @@ class Sampler:
         self, masked: list[int], slots: list[int], token_ids: list[int], failed: list[str | None]
     ) -> dict[int, int]:
         """Of the rows that follow a grammar, which go on, and their tokens. Where one does not, `failed` says why."""
+        if not any(failed):
+            return {row: token_ids[row] for row in masked}
         moves = {}
         for row in masked:
             if failed[row] is None:
