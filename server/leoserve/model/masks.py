@@ -53,7 +53,7 @@ class Moving:
 
     def __del__(self) -> None:
         if self._ended is None:
-            self._follower.wait()  # what it writes to may go now
+            self._follower.ended(wait=True)  # what it writes to may go now
 
 
 class Masks:
