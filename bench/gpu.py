@@ -30,7 +30,7 @@ in all. Beforehand, in the repository's root, for Python 3.12 on x86-64:
     python3 -m pip download -q --only-binary=:all: --python-version 3.12 --implementation cp \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
         --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d .whl 'fastapi>=0.115,<1' \
-        'httptools>=0.6.4,<1' 'httpx2>=2.12,<3' 'llguidance>=1.3,<2' 'msgspec>=0.20,<1' 'pydantic-settings>=2.10,<3' \
+        'httptools>=0.6.4,<1' 'httpx2>=2.12,<3' 'llguidance>=1.8,<2' 'msgspec>=0.20,<1' 'pydantic-settings>=2.10,<3' \
         'pyzmq>=26.4,<28' 'uvicorn>=0.40,<1' \
         'pytest>=9,<10' 'pytest-asyncio>=1.2,<2' 'pytest-timeout>=2.4,<3'
 

@@ -99,8 +99,8 @@ def test_the_plain_runner_s_idle_threads_move_parsers_to_the_same_ends(
     folder: Path, params: dict[str, Any], blocks: int, known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not known:
-        ended = native.Follower.ended
-        monkeypatch.setattr(native.Follower, "ended", lambda self, wait: ended(self, wait=True) if wait else None)
+        asked = native.Follower.ended
+        monkeypatch.setattr(native.Follower, "ended", lambda self, wait: asked(self, wait=True) if wait else None)
     grammars = [DATE, None, LONG, SHORT, DATE, SHORT]
     expected = ended(host_runner(folder), grammars, ahead=0, blocks=blocks, **params)
     found = ended(host_runner(folder), grammars, ahead=0, blocks=blocks, parsers=NativeParsers, **params)
