@@ -146,7 +146,7 @@ def test_answers_that_have_filled_their_lexer_s_states_make_their_grammar_one_th
         masks.set_slot(0, grammar)
         for _ in range(300):
             masks.begin([0])
-            if masks.matchers[0].error is not None:
+            if masks.fault(0) is not None:
                 break
             masks.advance([0], {0: draw.choice(letters)})
             masks.settle()

@@ -164,10 +164,11 @@ class Matcher:
     @property
     def error(self) -> str | None:
         """Why the answer cannot go on: following the grammar became too much work."""
-        if not self.failed:
-            return None
+        return _brief(self.parser.get_error()) if self.failed else None
+
+    def give_up(self) -> None:
+        """The answer ends because it cannot go on."""
         self._grammar.failed = True
-        return _brief(self.parser.get_error())
 
 
 def _source(grammar: Grammar) -> str:

@@ -103,9 +103,11 @@ class Masks:
 
     def rows(self, slots: Sequence[int]) -> list[int]:
         """The places in `slots` of those that follow a grammar."""
+        if not self.matchers:
+            return []
         if slots != self._step:  # as a rule they are those of the step before
             self._step, self._are_made = slots, False
-            self._rows = [row for row, slot in enumerate(slots) if slot in self.matchers] if self.matchers else []
+            self._rows = [row for row, slot in enumerate(slots) if slot in self.matchers]
             self._here = [self.matchers[slots[row]] for row in self._rows]
             self._where = np.array([slots[row] for row in self._rows])
             self._of_rows = None
@@ -199,6 +201,14 @@ class Masks:
         if self._of_rows is None:
             self._of_rows = native.RowMasks(self._places[np.array(slots)], words)
         return self._of_rows
+
+    def fault(self, slot: int) -> str | None:
+        """Why the slot's grammar cannot be followed on, if so; its answer is then to be ended."""
+        matcher = self.matchers.get(slot)
+        if matcher is None or (why := matcher.error) is None:
+            return None
+        matcher.give_up()
+        return why
 
     def allowed_flags(self, slot: int) -> NDArray[np.bool_]:
         """[vocab]: what may come next in a slot, a flag for each id."""

@@ -183,7 +183,7 @@ class Sampler:
         for row in masked:
             if failed[row] is None:
                 moves[row] = token_ids[row]
-            elif (why := self._masks.matchers[slots[row]].error) is not None:
+            elif (why := self._masks.fault(slots[row])) is not None:
                 failed[row] = f"{GRAMMAR_FAILED}: {why}"
         return moves
 

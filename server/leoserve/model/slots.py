@@ -81,8 +81,7 @@ class SlotEdits:
 
     def fault(self, slot: int) -> str | None:
         """Why the slot's grammar cannot be followed on."""
-        matcher = self._masks.matchers.get(slot)
-        return matcher.error if matcher is not None else None
+        return self._masks.fault(slot)
 
     def logprobs(self, slot: int) -> int:
         """How many most likely tokens to report; -1: no log-probabilities at all."""
